@@ -1,0 +1,1 @@
+"""Experiments: one flat YAML file each, read through `importlib.resources.files("observatory.experiments")`."""
