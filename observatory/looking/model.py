@@ -113,7 +113,9 @@ class ModelFunction:
         return returned
 
 
-def _select(names: list[str] | tuple[str, ...], select: str | Callable[[str], bool] | None) -> tuple[str, ...]:
+def _select(
+    names: list[str] | tuple[str, ...], select: str | Callable[[str], bool] | None
+) -> tuple[str, ...]:
     if isinstance(select, str):
         pattern = re.compile(select)
         chosen = tuple(name for name in names if pattern.search(name))

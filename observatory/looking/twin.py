@@ -26,7 +26,10 @@ def weightless_twin(module: nn.Module) -> nn.Module:
         ValueError: if a parameter is lazy and not yet initialised.
     """
     module = unwrapped(module)
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
     lazy = [name for name, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)]
     if lazy:
         raise ValueError(
@@ -40,9 +43,15 @@ def weightless_twin(module: nn.Module) -> nn.Module:
         else:
             memo[id(tensor)] = _on_meta(tensor)
     for submodule in module.modules():
-        for left_behind in (submodule.__dict__.get("_trainer"), submodule.__dict__.get("_fabric"), submodule._compiled_call_impl):
+        for left_behind in (
+            submodule.__dict__.get("_trainer"),
+            submodule.__dict__.get("_fabric"),
+            submodule._compiled_call_impl,
+        ):
             if left_behind is not None:
-                memo[id(left_behind)] = None  # neither the training loop nor its compiled code belongs to the twin
+                memo[id(left_behind)] = (
+                    None  # neither the training loop nor its compiled code belongs to the twin
+                )
         for parameter in submodule._parameters.values():
             if parameter is not None and parameter.grad is not None:
                 memo[id(parameter.grad)] = None

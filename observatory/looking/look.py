@@ -1,0 +1,31 @@
+"""One look: everything an instrument may see of a training run at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from observatory.looking.model import ModelFunction
+from observatory.looking.probe import Probe
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """The model as a function, the probe, and the clock. Tensors are references to live ones: read, never write."""
+
+    model: ModelFunction
+    probe: Probe
+    step: int  # optimizer updates that the weights have seen
+    epoch: int  # epochs completed or under way, counted from 0
+    loss: Loss | None = (
+        None  # loss(output, targets) -> mean loss; None: the likelihood's own (see `Instrument`)
+    )
+    gradients: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # `.grad` of the last update, by parameter name
+    optimizers: tuple[Optimizer, ...] = ()
