@@ -1,3 +1,42 @@
-"""An observatory for training dynamics."""
+"""The Training Observatory: watch a neural network learn as a physical system.
+
+Everything public is imported when it is first used; importing the package itself imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "ModelFunction": "observatory.looking",
+    "Probe": "observatory.looking",
+    "ProbeRequest": "observatory.looking",
+    "weightless_twin": "observatory.looking",
+    "Instrument": "observatory.observing",
+    "open_run": "observatory.records",
+    "open_runs": "observatory.records",
+    "write_report": "observatory.report",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604  names of the table above
+
+if TYPE_CHECKING:
+    from observatory.looking import ModelFunction, Probe, ProbeRequest, weightless_twin
+    from observatory.observing import Instrument
+    from observatory.records import open_run, open_runs
+    from observatory.report import write_report
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'observatory' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

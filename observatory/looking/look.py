@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.optim import Optimizer
 
+from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.model import ModelFunction
 from observatory.looking.probe import Probe
 
@@ -16,12 +17,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """The model as a function, the probe, and the clock. Tensors are references to live ones: read, never write."""
+    """The model as a function, the probe, and the clock.
+
+    Tensors are references to live ones: read, never write.
+    """
 
     model: ModelFunction
     probe: Probe
     step: int  # optimizer updates that the weights have seen
-    epoch: int  # epochs completed or under way, counted from 0
+    epoch: int  # number of the epoch, counted from 0
     loss: Loss | None = (
         None  # loss(output, targets) -> mean loss; None: the likelihood's own (see `Instrument`)
     )

@@ -30,7 +30,7 @@ class _Called(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class ModelFunction:
-    """A module as a function `f(inputs; parameters)` of live tensors that are only referred to, never changed.
+    """A module as a function f(inputs; θ) of live tensors that are only referred to, never changed.
 
     Calling it evaluates the weightless twin, in evaluation mode, eagerly, with gradients enabled.
     """
@@ -61,8 +61,8 @@ class ModelFunction:
             model: a module; its tensors are referred to, its mode and gradients stay as they are.
             forward: how the model is called, `forward(module, inputs)`; default `module(inputs)`.
             output: what of its return value is the output, a tensor of shape (N, ..., C).
-            select: which trainable parameters to differentiate with respect to: a regular expression searched in the
-                name, or a predicate of the name. Default: all that require a gradient.
+            select: which trainable parameters to differentiate with respect to: a regular expression
+                searched in the name, or a predicate of the name. Default: all that require a gradient.
 
         Raises:
             ValueError: if no trainable parameter is selected.
@@ -94,10 +94,10 @@ class ModelFunction:
         return next(iter(self.parameters.values())).device
 
     def __call__(self, inputs: Any, theta: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The output tensor (N, ..., C) for `inputs`, with the selected parameters `theta` in place of the live ones.
+        """The output tensor (N, ..., C) for `inputs`, with `theta` in place of the live parameters.
 
         Raises:
-            TypeError: if what the model returns is not a tensor and no `output=` says which part of it is meant.
+            TypeError: if the model returns no tensor and no `output=` says which part of it is meant.
         """
         tensors = self.parameters | dict(theta or {}) | {name: b.clone() for name, b in self.buffers.items()}
         returned = torch.func.functional_call(

@@ -47,8 +47,8 @@ class ProbeRequest:
 class Probe:
     """Fixed inputs and targets.
 
-    `inputs` is what the model is called with: a tensor with N examples along its first axis, or a nested tuple, list or
-    dict of such tensors.
+    `inputs` is what the model is called with: a tensor with N examples along its first axis, or a nested
+    tuple, list or dict of such tensors.
     """
 
     inputs: Any
@@ -80,7 +80,7 @@ class Probe:
         return hashed.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write indices, digest and, below 64 MB, the tensors themselves as an .npz archive without pickles."""
+        """Write indices, digest and, below 64 MB, the tensors themselves as .npz, without pickles."""
         arrays: dict[str, np.ndarray] = {"digest": np.array(self.digest()), "source": np.array(self.source)}
         if self.indices is not None:
             arrays["indices"] = self.indices.numpy()
@@ -146,7 +146,7 @@ def split_batch(
     if inputs is None and not (isinstance(batch, list | tuple) and len(batch) >= 1):
         raise ValueError(
             f"a batch of type {type(batch).__name__} is not (inputs, targets); "
-            "say which part is which with inputs= and targets=, for example inputs=lambda batch: batch['image']"
+            "say which part is which with inputs= and targets=, e.g. inputs=lambda batch: batch['image']"
         )
     x = inputs(batch) if inputs else batch[0]
     y = (
@@ -168,7 +168,8 @@ def draw_probe(
 
     Raises:
         ValueError: if the data set is empty, or balance is asked of targets that are not integers.
-        TypeError: if the data set is iterable and has no length; take its first batches as they pass by instead.
+        TypeError: if the data set is iterable and has no length; take its first batches as they pass by
+            instead.
     """
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -207,7 +208,7 @@ def _labels(dataset: Any) -> Tensor:
         labels = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))])
     if labels.is_floating_point() or labels.ndim != 1:
         raise ValueError(
-            f"a balanced probe needs one integer label per example, got {labels.dtype} of shape {tuple(labels.shape)}; "
-            "ask for balanced=False"
+            "a balanced probe needs one integer label per example, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}; ask for balanced=False"
         )
     return labels.cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -30,7 +31,7 @@ def broadcast_object(value: T) -> T:
 
 
 def broadcast_tensor(tensor: Tensor) -> Tensor:
-    """A copy of rank 0's `tensor` (same shape and dtype on every rank) on every rank. Every rank must call it."""
+    """A copy of rank 0's `tensor` (same shape and dtype on all) on every rank. Every rank must call it."""
     if world_size() == 1:
         return tensor
     copy = tensor.detach().clone().contiguous()
@@ -54,3 +55,9 @@ def any_rank(flag: bool) -> bool:
     flags: list[bool] = [False] * world_size()
     dist.all_gather_object(flags, flag)
     return any(flags)
+
+
+def warn(message: str) -> None:
+    """Warn on rank 0."""
+    if rank() == 0:
+        warnings.warn(message, UserWarning, stacklevel=3)

@@ -13,11 +13,12 @@ from torch.nn.parameter import UninitializedTensorMixin
 def weightless_twin(module: nn.Module) -> nn.Module:
     """An eager, evaluation-mode copy of `module` whose parameters and buffers live on the meta device.
 
-    The twin shares nothing with the module: mode flags, gradients, buffers, compiled code and random streams of the
-    original stay as they are whatever is done with the twin. It is evaluated with somebody else's tensors through
-    `torch.func.functional_call`. Tied parameters stay tied. Hooks that the user put on the module are copied with it and
-    run in the twin. State kept in plain attributes (a Python counter, an unregistered tensor) is a copy from the time of
-    building. A LightningModule's reference to its Trainer is left out.
+    The twin shares nothing with the module: mode flags, gradients, buffers, compiled code and random streams
+    of the original stay as they are whatever is done with the twin. It is evaluated with somebody else's
+    tensors through `torch.func.functional_call`. Tied parameters stay tied. Hooks that the user put on the
+    module are copied with it and run in the twin. State kept in plain attributes (a Python counter, an
+    unregistered tensor) is a copy from the time of building; attributes that cannot be copied (a lock, a
+    generator) are shared. A LightningModule's reference to its Trainer is left out.
 
     Args:
         module: any module, also one wrapped by `torch.compile` or compiled in place.
@@ -38,31 +39,44 @@ def weightless_twin(module: nn.Module) -> nn.Module:
         )
     memo: dict[int, Any] = {}
     for _, tensor in tensors:
-        if isinstance(tensor, nn.Parameter):
-            memo[id(tensor)] = nn.Parameter(_on_meta(tensor), requires_grad=tensor.requires_grad)
-        else:
-            memo[id(tensor)] = _on_meta(tensor)
+        ghost = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
     for submodule in module.modules():
-        for left_behind in (
-            submodule.__dict__.get("_trainer"),
-            submodule.__dict__.get("_fabric"),
-            submodule._compiled_call_impl,
-        ):
-            if left_behind is not None:
-                memo[id(left_behind)] = (
-                    None  # neither the training loop nor its compiled code belongs to the twin
-                )
-        for parameter in submodule._parameters.values():
-            if parameter is not None and parameter.grad is not None:
-                memo[id(parameter.grad)] = None
-    return copy.deepcopy(module, memo).eval().requires_grad_(True)
+        _leave_behind(submodule, memo)
+    try:
+        twin = copy.deepcopy(module, dict(memo))
+    except Exception:  # some plain attribute: which one is only known by trying each
+        for submodule in module.modules():
+            _share_uncopyable(submodule, memo)
+        twin = copy.deepcopy(module, memo)
+    return twin.eval()
+
+
+def _leave_behind(module: nn.Module, memo: dict[int, Any]) -> None:
+    """What belongs to the training loop, or to one forward pass, and not to the module's code."""
+    for name in ("_trainer", "_fabric", "_compiled_call_impl"):
+        if module.__dict__.get(name) is not None:
+            memo[id(module.__dict__[name])] = None
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.grad is not None:
+            memo[id(parameter.grad)] = None
+    for value in module.__dict__.values():
+        if isinstance(value, Tensor) and value.grad_fn is not None:  # deepcopy takes leaves only
+            memo[id(value)] = value.detach().clone()
+
+
+def _share_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Locks, generators, open files: the twin refers to the module's own."""
+    for name, value in module.__dict__.items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            continue
+        try:
+            copy.deepcopy(value, dict(memo))
+        except Exception:
+            memo[id(value)] = value
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside `torch.compile(module)`; any other module is returned as it is."""
     inner = getattr(module, "_orig_mod", module)
     return inner if isinstance(inner, nn.Module) else module
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

@@ -1,12 +1,12 @@
 """The contract of an instrument: what is looked at and what it is called.
 
-When an instrument looks, what that may cost, what happens when it fails and where its numbers go is the observer's
-business (`observatory.observing.observer`); Lightning is the callbacks' business.
+When an instrument looks, what that may cost, what happens when it fails and where its numbers go is the
+observer's business (`observatory.observing.observer`); Lightning is the callbacks' business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,22 +39,28 @@ class History:
 
 
 class Instrument:
-    """A device that looks at a model and returns named tensors. Subclasses override one or more of the three verbs.
+    """A device that looks at a model and returns named tensors; it overrides one or more of three verbs.
 
     - `observe(look)`: scheduled and budgeted.
-    - `sample(look)`: at every step for which `samples_at(step, epoch)` is true; never postponed, its cost counted.
+    - `sample(look)`: at every step for which `samples_at(step, epoch)` is true; never postponed, its cost
+      counted.
     - `conclude(history)`: when a window of sampling closes, and at the end of the run.
 
-    Each returns tensors by quantity name; what may be returned is declared in `quantities`. An instrument keeps its own
-    small state in plain attributes and hands it over in `state_dict`, so that a resumed run continues it.
+    Each returns tensors by quantity name; what may be returned is declared in `quantities`. An instrument
+    keeps its own small state in plain attributes and hands it over in `state_dict`, so that a resumed run
+    continues it.
 
     Args:
         name: folder of the record and section of the dashboard; two instruments of one class need two names.
-        probe: the fixed examples to look at: how many, or a request, or the probe itself. Default: the class's own.
-        forward: how the model is called on the probe's inputs, `forward(module, inputs)`; default `module(inputs)`.
+        probe: the fixed examples to look at: how many, or a request, or the probe itself. Default: the
+            class's own.
+        forward: how the model is called on the probe's inputs, `forward(module, inputs)`; default
+            `module(inputs)`.
+        inputs: what the model is called with, from a batch of the loader; default: its first part.
+        targets: what it should return, from a batch of the loader; default: its second part, if any.
         output: which part of what the model returns is meant; needed where that is not a tensor (N, ..., C).
-        loss: `loss(output, targets)`; where an instrument needs a likelihood and none is given, targets of integer type
-            mean a categorical one, others a Gaussian with variance 1.
+        loss: `loss(output, targets)`; where an instrument needs a likelihood and none is given, targets of
+            integer type mean a categorical one, others a Gaussian with variance 1.
         select: regular expression of the parameter names to look at; default all that require a gradient.
     """
 
@@ -66,6 +72,8 @@ class Instrument:
         *,
         name: str | None = None,
         probe: Probe | ProbeRequest | int | None = None,
+        inputs: Callable[[Any], Any] | None = None,
+        targets: Callable[[Any], Any] | None = None,
         forward: Forward | None = None,
         output: Output | None = None,
         loss: Loss | None = None,
@@ -73,6 +81,8 @@ class Instrument:
     ) -> None:
         self.name = self.default_name if name is None else name
         self.probe = self._requested(probe)
+        self.inputs = inputs
+        self.targets = targets
         self.forward = forward
         self.output = output
         self.loss = loss

@@ -1,0 +1,173 @@
+"""Lightning's hooks, translated into calls of the observer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
+
+from observatory.looking.probe import Split
+from observatory.observing import Instrument
+from observatory.observing.dashboard import Dashboard
+from observatory.observing.observer import Observer
+from observatory.observing.schedule import Schedule
+from observatory.observing.source import ProbeSource
+
+_without_logger: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()
+
+
+class ObservingCallback(Callback):
+    """Watches `Trainer.fit` with one or more instruments and changes nothing about it.
+
+    Values go to every logger of the Trainer at `trainer.global_step`, the number of updates that the weights
+    have seen, to `trainer.callback_metrics` (so that `EarlyStopping` and `ModelCheckpoint` can monitor them) and
+    to the record `<log_dir>/observatory` (without a logger `<default_root_dir>/observatory/run_<k>`).
+
+    Args:
+        instruments: what looks.
+        looks_per_decade: look at steps evenly spaced in ln(step), so many per factor of ten. This is the
+            default schedule, with 12; give at most one of these four.
+        every_n_steps: look every so many optimizer steps.
+        every_n_epochs: look at the end of every so many epochs.
+        at: look at these steps.
+        max_overhead: seconds of observing per second of training; looks are postponed to keep below. None: no
+            limit.
+        strict: a failing instrument ends the run instead of being switched off with a warning.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        *,
+        looks_per_decade: float | None = None,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        at: Sequence[int] | None = None,
+        max_overhead: float | None = 0.05,
+        strict: bool = False,
+    ) -> None:
+        schedule = Schedule(looks_per_decade, every_n_steps, every_n_epochs, at)
+        self.observer = Observer(instruments, schedule=schedule, max_overhead=max_overhead, strict=strict)
+        self._step = -1
+
+    @property
+    @override
+    def state_key(self) -> str:
+        # settings stay out of the key: a changed interval must not lose the state
+        return self._generate_state_key(name="+".join(s.instrument.name for s in self.observer.stations))
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and not trainer.fast_dev_run:
+            self.observer.prepare(pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        self._step = trainer.global_step
+        self.observer.start(
+            pl_module,
+            ProbeSource(lambda split: _loader(trainer, split)),
+            step=self._step,
+            epoch=trainer.current_epoch,
+            total_steps=_planned_steps(trainer),
+            directory=record_directory(trainer),
+            dashboards=[_dashboard(logger) for logger in trainer.loggers],
+            optimizers=trainer.optimizers,
+            metadata={"seed": os.environ.get("PL_GLOBAL_SEED"), "module": type(pl_module).__name__},
+        )
+        self._publish(trainer)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.observer.offer_batch(batch)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._step:  # it stands still while gradients accumulate
+            self._step = trainer.global_step
+            self.observer.after_step(self._step, trainer.current_epoch)
+            self._publish(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.observer.after_epoch(trainer.global_step, trainer.current_epoch)
+        self._publish(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.observer.finish(trainer.global_step, trainer.current_epoch)
+        self._publish(trainer)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.observer.close()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.observer.close()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self.observer.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.observer.load_state_dict(state_dict)
+
+    def _publish(self, trainer: Trainer) -> None:
+        if self.observer.latest:
+            trainer.callback_metrics.update({k: torch.tensor(v) for k, v in self.observer.latest.items()})
+            self.observer.latest.clear()
+
+
+def record_directory(trainer: Trainer) -> Path:
+    """Where the record of a Trainer's run lies. Every rank must call it: the folder is broadcast from rank 0."""
+    if not trainer.loggers:
+        if trainer not in _without_logger:
+            root = Path(trainer.default_root_dir) / "observatory"
+            numbers = [int(p.name[4:]) for p in root.glob("run_*") if p.name[4:].isdigit()]
+            _without_logger[trainer] = root / f"run_{max(numbers, default=-1) + 1}"
+        return Path(trainer.strategy.broadcast(str(_without_logger[trainer])))
+    logger = trainer.loggers[0]
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        folder = str(logger.log_dir)
+    else:  # as ModelCheckpoint does: such a logger's save_dir is shared by all of its runs
+        folder = os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), str(logger.version))
+    return Path(trainer.strategy.broadcast(folder)) / "observatory"
+
+
+def _dashboard(logger: Logger) -> Dashboard:
+    writer = logger.experiment if isinstance(logger, TensorBoardLogger) else None
+    return Dashboard(lambda values, step: logger.log_metrics(values, step=step), writer)
+
+
+def _loader(trainer: Trainer, split: Split) -> Any:
+    """The first data loader of a split, out of whatever nesting of loaders the module has."""
+    loaders = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
+    return next(_leaves(loaders), None)
+
+
+def _leaves(loaders: Any) -> Iterator[Any]:
+    for leaf in tree_leaves(loaders, is_leaf=lambda x: isinstance(x, CombinedLoader)):
+        if isinstance(leaf, CombinedLoader):
+            yield from _leaves(leaf.iterables)
+        elif leaf is not None:
+            yield leaf
+
+
+def _planned_steps(trainer: Trainer) -> int | None:
+    planned = trainer.estimated_stepping_batches
+    return int(planned) if planned != float("inf") else None

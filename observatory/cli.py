@@ -1,0 +1,103 @@
+"""The command line: `observatory fit | report | list`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROGRAM = "observatory"
+FITTING = ("fit", "validate", "test", "predict")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in FITTING:
+        from observatory.fitting import fit
+
+        return fit(arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (FileNotFoundError, ValueError) as error:
+        refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+    """One line on standard error, exit code 2."""
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        refuse(f"{message}; see `{PROGRAM} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from observatory import __version__
+
+    parser = _Parser(prog=PROGRAM, description="Watch a neural network learn as a physical system.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands.add_parser(
+        "fit", help="train and observe: fit --config experiments/NAME.yaml [--key value]; see fit --help"
+    )
+    report = commands.add_parser("report", help="write the page of a run")
+    report.add_argument("run", type=Path, help="folder of a run, such as runs/digits/version_0")
+    report.add_argument("--output", type=Path, help="where to write; .html or .md decides the format")
+    report.set_defaults(command=_report)
+    listing = commands.add_parser("list", help="what can be named in a configuration, and the shipped experiments")
+    listing.set_defaults(command=_list)
+    return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    from observatory.report import write_report
+
+    print(write_report(options.run, output=options.output))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    for title, entries in _catalogue().items():
+        print(title)
+        width = max((len(name) for name in entries), default=0)
+        for name, summary in entries.items():
+            print(f"  {name:<{width}}  {summary}")
+    return 0
+
+
+def _catalogue() -> dict[str, dict[str, str]]:
+    import observatory.callbacks as callbacks
+    import observatory.data as data
+    import observatory.training as training
+
+    experiments = {}
+    for file in sorted(files("observatory.experiments").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            first = file.read_text().split("\n", 1)[0]
+            experiments[file.name] = first.lstrip("# ") if first.startswith("#") else ""
+    return {
+        "instruments (observe:)": _summaries(callbacks),
+        "data (data:)": _summaries(data),
+        "training (model:)": _summaries(training),
+        "experiments": experiments,
+    }
+
+
+def _summaries(module: Any) -> dict[str, str]:
+    public = {name: getattr(module, name) for name in module.__all__}
+    return {
+        name: (value.__doc__ or "").strip().split("\n")[0]
+        for name, value in public.items()
+        if isinstance(value, type)
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,73 @@
+"""A module in training, seen from outside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from observatory.looking.model import Forward, ModelFunction, Output
+from observatory.looking.ranks import broadcast_tensor, world_size
+from observatory.looking.twin import unwrapped, weightless_twin
+
+
+class LiveModel:
+    """Gives the function of a module as it is at this moment; the twin is built once and kept.
+
+    Half-precision tensors are raised to float32. Shards are gathered, and buffers are those of rank 0 (after a
+    step BatchNorm's differ between ranks, and a kernel whose rows are split over ranks would mix networks):
+    with several processes every rank must call `function`.
+
+    Args:
+        module: the module in training, wrapped or compiled or neither.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = unwrapped(module)
+        self._twin: nn.Module | None = None
+        self._signature: tuple[tuple[str, torch.Size], ...] = ()
+
+    def prepare(self) -> None:
+        """Build the twin now, before a strategy shards the module; a module without parameters yet waits."""
+        signature = tuple((name, p.shape) for name, p in self.module.named_parameters())
+        if signature and (self._twin is None or signature != self._signature):
+            self._twin, self._signature = weightless_twin(self.module), signature
+
+    def function(
+        self, *, forward: Forward | None = None, output: Output | None = None, select: str | None = None
+    ) -> ModelFunction:
+        """The function of the module as it is now (see `ModelFunction.of` for the arguments).
+
+        Raises:
+            ValueError: if the module has no parameters, or none that is selected requires a gradient.
+        """
+        self.prepare()
+        if self._twin is None:
+            raise ValueError(f"{type(self.module).__name__} has no parameters: there is nothing to look at")
+        return ModelFunction.of(
+            ModelFunction(
+                twin=self._twin,
+                parameters={name: _visible(p) for name, p in self.module.named_parameters()},
+                buffers={name: self._shared(b) for name, b in self.module.named_buffers()},
+                selected=tuple(name for name, p in self.module.named_parameters() if p.requires_grad),
+                forward=forward,
+                output=output,
+            ),
+            select=select if select is not None else ".",
+        )
+
+    def gradients(self) -> dict[str, Tensor]:
+        """References to `.grad` by parameter name, where there is one."""
+        return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+
+    @staticmethod
+    def _shared(buffer: Tensor) -> Tensor:
+        visible = _visible(buffer)
+        return broadcast_tensor(visible) if world_size() > 1 else visible
+
+
+def _visible(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,0 +1,290 @@
+"""The observer: decides when the instruments look, keeps the record, and feeds the dashboards."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from observatory.looking.likelihood import likelihood_loss
+from observatory.looking.live import LiveModel
+from observatory.looking.look import Look
+from observatory.looking.probe import Probe
+from observatory.looking.ranks import rank, warn
+from observatory.observing.budget import Budget
+from observatory.observing.dashboard import Dashboard, scalars_of
+from observatory.observing.instrument import Instrument
+from observatory.observing.logbook import Logbook
+from observatory.observing.schedule import Schedule
+from observatory.observing.source import ProbeSource
+from observatory.observing.station import Station
+
+FIGURES_PER_DECADE = 3.0  # figures cost a hundred times what scalars do
+
+
+class Observer:
+    """Watches one model with several instruments.
+
+    Call `start` when training begins or is resumed, `after_step` after every optimizer update, `after_epoch`
+    after every epoch, `finish` when training ends, and `close` in any case. It never raises because an
+    instrument or the disk failed, unless `strict`.
+
+    Args:
+        instruments: with different names.
+        schedule: when to look.
+        max_overhead: seconds of observing per second of training, shared equally by the instruments; None
+            switches the budget off.
+        strict: let failures of an instrument or of the record raise.
+
+    Raises:
+        ValueError: if two instruments have the same name.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        *,
+        schedule: Schedule | None = None,
+        max_overhead: float | None = 0.05,
+        strict: bool = False,
+    ) -> None:
+        names = [instrument.name for instrument in instruments]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two instruments are called {twice.pop()!r}; give one of them another name=")
+        share = None if max_overhead is None else max_overhead / max(len(names), 1)
+        schedule = schedule or Schedule()
+        self.stations = [Station(one, schedule, Budget(share), strict=strict) for one in instruments]
+        self.strict = strict
+        self.logbook = Logbook()
+        self.latest: dict[str, float] = {}  # scalars of the last look of each instrument, by tag
+        self._figures = Schedule(looks_per_decade=FIGURES_PER_DECADE)
+        self._figures_due = 0
+        self._figures_cost = 0.0
+        self._dashboards: Sequence[Dashboard] = ()
+        self._live: LiveModel | None = None
+        self._on = False
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make the twin, before a strategy wraps or shards the model. Optional."""
+        if self._live is None or self._live.module is not model:
+            self._live = LiveModel(model)
+        self._live.prepare()
+
+    def start(
+        self,
+        model: nn.Module,
+        source: ProbeSource,
+        *,
+        step: int = 0,
+        epoch: int = 0,
+        total_steps: int | None = None,
+        directory: Path | None = None,
+        dashboards: Sequence[Dashboard] = (),
+        optimizers: Sequence[Optimizer] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the record and take the first look, unless the run is resumed. Every rank must call it.
+
+        Args:
+            model: the module in training.
+            source: of the probes.
+            step: updates that the weights have seen; > 0 continues the record of an earlier run.
+            epoch: number of the epoch, counted from 0.
+            total_steps: updates at the end of the run, where known.
+            directory: of the record; None records nothing.
+            dashboards: loggers.
+            optimizers: for instruments that read learning rates.
+            metadata: what else to say of the run.
+        """
+        try:
+            self.prepare(model)
+        except ValueError as error:
+            self._cannot_look(error)
+            return
+        self._source, self._optimizers = source, tuple(optimizers)
+        self._begun, self._begun_at, self._total_steps = time.perf_counter(), step, total_steps
+        self._dashboards = dashboards if rank() == 0 else ()
+        if rank() == 0 and directory is not None:
+            self._open_record(directory, step, metadata or {})
+        self._introduced = False
+        self._on = True
+        self._figures_due = 0 if step == 0 else self._figures.next_after(step)
+        for station in self.stations:
+            station.begin(step)
+        for station in self.stations:
+            if station.last < 0 and station.observes:
+                self._look(station, step, epoch, free=True)
+
+    def offer_batch(self, batch: Any) -> None:
+        """A training batch passes by; only wanted while a probe waits for a stream."""
+        if self._on and any(s.probe is None and s.observes and not s.off for s in self.stations):
+            self._source.offer(batch)
+
+    def after_step(self, step: int, epoch: int) -> None:
+        """An optimizer update is done; the weights have seen `step` of them."""
+        if not self._on:
+            return
+        for station in self.stations:
+            if station.off:
+                continue
+            if station.instrument.samples_at(step, epoch):
+                station.sample(self._maker(step, epoch), step, self._device)
+            elif station.sampling:
+                self._conclude(station, step, epoch)
+            if step >= station.next and station.due(step, *self._pace(step)):
+                self._look(station, step, epoch)
+
+    def after_epoch(self, step: int, epoch: int) -> None:
+        """Epoch number `epoch`, counted from 0, is done."""
+        if not self._on:
+            return
+        for station in self.stations:
+            if station.schedule.due_after_epoch(epoch) and station.last < step:
+                station.next = station.planned_at = step
+                if station.due(step, *self._pace(step)):
+                    self._look(station, step, epoch)
+
+    def finish(self, step: int, epoch: int) -> None:
+        """Training ends: take the last look and let the instruments conclude."""
+        if not self._on:
+            return
+        self._figures_due = min(self._figures_due, step)
+        for station in self.stations:
+            if station.observes and not station.off and station.last < step:
+                self._look(station, step, epoch, free=True)
+            if station.concludes and not station.off:
+                self._conclude(station, step, epoch)
+        self.close()
+
+    def close(self) -> None:
+        """Close the record. Safe to call at any time, and twice."""
+        if self._on:
+            self._on = False
+            self.logbook.close(self.stations)
+
+    # Looking
+
+    def _look(self, station: Station, step: int, epoch: int, *, free: bool = False) -> None:
+        if not self._probe_ready(station):
+            return
+        values = station.look(self._maker(step, epoch), step, self._device, free=free)
+        self._show(station, values, step, free=free)
+
+    def _conclude(self, station: Station, step: int, epoch: int) -> None:
+        if self._probe_ready(station):
+            self._show(station, station.conclude(self._maker(step, epoch), step, self._device), step, free=True)
+
+    def _probe_ready(self, station: Station) -> bool:
+        """Find the station's probe; a stream may not have brought enough examples yet."""
+        if station.probe is None and not station.off:
+            try:
+                station.probe = self._source.find(station.instrument, self._device)
+            except Exception as error:  # the data set belongs to somebody else
+                if self.strict:
+                    raise
+                station.fail(error)
+            if station.probe is not None:
+                self.logbook.keep_probe(station)
+            else:
+                station.next = -1  # look as soon as there are enough examples
+        return station.probe is not None and not station.off
+
+    def _maker(self, step: int, epoch: int) -> Callable[[Station], Look]:
+        live = self._live
+        assert live is not None  # set in `start`
+
+        def make(station: Station) -> Look:
+            one = station.instrument
+            return Look(
+                model=live.function(forward=one.forward, output=one.output, select=one.select),
+                probe=station.probe if station.probe is not None else Probe(()),
+                step=step,
+                epoch=epoch,
+                loss=one.loss or likelihood_loss,
+                gradients=live.gradients(),
+                optimizers=self._optimizers,
+            )
+
+        return make
+
+    @property
+    def _device(self) -> torch.device:
+        assert self._live is not None  # set in `start`
+        return next(self._live.module.parameters()).device
+
+    def _pace(self, step: int) -> tuple[float, float | None]:
+        """Seconds per step since the start, and expected seconds of the whole run where its length is known."""
+        done = step - self._begun_at
+        per_step = (time.perf_counter() - self._begun) / max(done, 1)
+        whole = self._total_steps
+        return per_step, None if whole is None or whole < 0 or math.isinf(whole) else per_step * whole
+
+    # Showing
+
+    def _show(self, station: Station, values: Mapping[str, Tensor], step: int, *, free: bool) -> None:
+        """Scalars to every logger, figures on a slower schedule and only where the budget has room for them."""
+        if not values or rank() != 0:
+            return
+        scalars = scalars_of(station.instrument, values)
+        self.latest |= scalars
+        for dashboard in self._dashboards:
+            dashboard.scalars(scalars, step)
+        if step < self._figures_due or not any(d.writer for d in self._dashboards):
+            return
+        if not free and station.budget.seconds_to_wait(self._figures_cost) > 0:
+            return
+        started = time.perf_counter()
+        try:
+            self._draw(station, values, step)
+        except Exception as error:  # a figure that cannot be drawn must not cost the numbers
+            if self.strict:
+                raise
+            warn(f"the dashboard of {station.instrument.name!r} could not be drawn: {error}")
+        self._figures_cost = time.perf_counter() - started
+        station.budget.charge_sample(0.0 if free else self._figures_cost)
+        if station is self.stations[-1]:
+            self._figures_due = self._figures.next_after(step)
+
+    def _draw(self, station: Station, values: Mapping[str, Tensor], step: int) -> None:
+        if not self._introduced:
+            self._introduced = True
+            for dashboard in self._dashboards:
+                dashboard.introduce([s.instrument for s in self.stations])
+        panels = station.instrument.dashboard(values)
+        for dashboard in self._dashboards:
+            dashboard.show(station.instrument.name, panels, step)
+
+    # The record
+
+    def _open_record(self, directory: Path, step: int, metadata: Mapping[str, Any]) -> None:
+        try:
+            self.logbook.open(directory, self.stations, step, metadata)
+        except (OSError, ValueError) as error:
+            if self.strict:
+                raise
+            warn(f"nothing of this run is recorded, training goes on: {error}")
+
+    def _cannot_look(self, error: ValueError) -> None:
+        if self.strict:
+            raise error
+        warn(f"the observatory does not watch this run: {error}")
+
+    # State that a resumed run needs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "record": self.logbook.state_dict(),
+            "stations": {station.instrument.name: station.state_dict() for station in self.stations},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.logbook.load_state_dict(state["record"])
+        for station in self.stations:
+            if station.instrument.name in state["stations"]:
+                station.load_state_dict(state["stations"][station.instrument.name])

@@ -1,0 +1,80 @@
+"""Where probes come from: the data loaders of a run, or the batches that pass by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.data import DataLoader, IterableDataset
+
+from observatory.looking.probe import Probe, draw_probe, split_batch
+from observatory.looking.ranks import broadcast_object, rank
+from observatory.observing.instrument import Instrument
+
+
+class ProbeSource:
+    """Finds the probe that an instrument asks for.
+
+    Args:
+        loaders: returns the loader of a split, or None where there is none; not called before it is needed.
+        move: puts a batch where the model is (Lightning's `transfer_batch_to_device`, for example).
+    """
+
+    def __init__(self, loaders: Callable[[str], Any], move: Callable[[Any], Any] = lambda batch: batch) -> None:
+        self._loaders = loaders
+        self._move = move
+        self._passed: list[Any] = []  # batches of a stream, kept until there are enough examples
+        self._found: dict[Any, Probe] = {}  # equal requests share one probe
+
+    def find(self, instrument: Instrument, device: torch.device) -> Probe | None:
+        """The probe on `device`; None if it must be made of batches that have not passed by yet.
+
+        Every rank must call it: all see rank 0's examples.
+
+        Raises:
+            ValueError: if there is no loader for the split asked for, or its data set is empty.
+        """
+        request = instrument.probe
+        if isinstance(request, Probe):
+            return request.to(device)
+        key = (request, instrument.inputs, instrument.targets)
+        if key not in self._found:
+            drawn = self._draw(instrument) if rank() == 0 else None
+            drawn = broadcast_object(None if drawn is None else drawn.to(torch.device("cpu")))
+            if drawn is None:
+                return None
+            self._found[key] = drawn
+        return self._found[key].to(device)
+
+    def offer(self, batch: Any) -> None:
+        """A training batch passes by; it is kept until the probes of streams are complete."""
+        self._passed.append(tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, batch))
+
+    def _draw(self, instrument: Instrument) -> Probe | None:
+        request = instrument.probe
+        assert not isinstance(request, Probe)  # `find` has returned those
+        loader = self._loaders(request.split)
+        if loader is None:
+            raise ValueError(
+                f"there is no {request.split} data loader to draw a probe from; give probe=Probe(inputs, targets)"
+            )
+        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            return draw_probe(loader, request, inputs=instrument.inputs, targets=instrument.targets)
+        parts = [split_batch(b, inputs=instrument.inputs, targets=instrument.targets) for b in self._passed]
+        if sum(len(part) for part in parts) < request.size:
+            return None
+        whole = Probe(_joined([p.inputs for p in parts]), _joined([p.targets for p in parts]))
+        first = tree_map(lambda x: x[: request.size] if isinstance(x, Tensor) else x, (whole.inputs, whole.targets))
+        return replace(whole, inputs=first[0], targets=first[1], source=f"{request.split}: first batches of a stream")
+
+
+def _joined(trees: list[Any]) -> Any:
+    """Trees of equal structure, their tensors concatenated along the first axis."""
+    flat = [tree_flatten(tree) for tree in trees]
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    joined = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
+    return tree_unflatten(joined, flat[0][1])

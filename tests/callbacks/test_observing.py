@@ -1,0 +1,201 @@
+"""The observer in a Lightning run, with instruments made for the purpose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from contract import EVERY_STEP, CallbackContract, SaveAt
+from runs import Classifier, fit
+from torch import Tensor
+
+from observatory.callbacks.callback import ObservingCallback
+from observatory.looking import Look
+from observatory.observing import History, Instrument
+from observatory.records import Quantity, open_run
+
+
+class Norm(Instrument):
+    """‖θ‖, ‖f(x)‖ and the number of looks so far."""
+
+    default_name = "norm"
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.looks = 0
+
+    def quantities(self) -> dict[str, Quantity]:
+        return {
+            "weights": Quantity((), "1", "‖θ‖"),
+            "outputs": Quantity((), "1", "‖f(x)‖ on the probe"),
+            "looks": Quantity((), "1", "number of looks, this one included"),
+        }
+
+    def observe(self, look: Look) -> Mapping[str, Tensor]:
+        self.looks += 1
+        torch.rand(3)  # an instrument that draws: nobody's stream may move
+        flat = torch.cat([p.flatten() for p in look.model.theta.values()])
+        return {
+            "weights": flat.norm(),
+            "outputs": look.model(look.probe.inputs).norm(),
+            "looks": torch.tensor(self.looks),
+        }
+
+    def state_dict(self) -> dict:
+        return {"looks": self.looks}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self.looks = state["looks"]
+
+
+class Failing(Norm):
+    default_name = "failing"
+
+    def observe(self, look: Look) -> Mapping[str, Tensor]:
+        if look.step == 5:
+            raise RuntimeError("the lens is broken")
+        return super().observe(look)
+
+
+class WatchNorm(ObservingCallback):
+    def __init__(self, **kwargs) -> None:
+        super().__init__([Norm()], **kwargs)
+
+
+class TestNorm(CallbackContract):
+    make = WatchNorm
+
+    test_yaml_round_trip = None  # not among the package's callbacks
+
+
+def test_values_are_those_of_the_weights_after_the_update(tmp_path):
+    norms = {}
+
+    class Keep(torch.nn.Module):
+        pass
+
+    class Noting(Classifier):
+        def on_train_batch_start(self, *_):
+            theta = torch.cat([p.detach().flatten() for p in self.parameters()])
+            norms[self.global_step] = theta.norm().item()
+
+    fit(tmp_path, [WatchNorm(**EVERY_STEP)], module=Noting)
+    recorded = open_run(tmp_path / "observatory/run_0")["norm/weights"]
+    assert recorded.steps.tolist() == list(range(25))
+    assert recorded.values[:24].tolist() == [pytest.approx(norms[k], rel=1e-6) for k in range(24)]
+
+
+def test_failing_instrument_is_switched_off_and_the_others_go_on(tmp_path):
+    callback = ObservingCallback([Failing(), Norm()], every_n_steps=1, max_overhead=None)
+    message = "instrument 'failing' is switched off, training goes on: RuntimeError: the lens is broken"
+    with pytest.warns(UserWarning, match=message) as caught:
+        watched = fit(tmp_path / "a", [callback])
+    assert len([w for w in caught if "failing" in str(w.message)]) == 1
+    watched.assert_same(fit(tmp_path / "b"))
+    run = open_run(tmp_path / "a/observatory/run_0")
+    assert run["failing/weights"].steps.tolist() == list(range(5))
+    assert run["norm/weights"].steps.tolist() == list(range(25))
+    assert run.events("failing")[-1] == {"event": "failure", "reason": "RuntimeError: the lens is broken"}
+
+
+def test_strict_raises(tmp_path):
+    with pytest.raises(RuntimeError, match="the lens is broken"):
+        fit(tmp_path, [ObservingCallback([Failing()], **EVERY_STEP)])
+
+
+def test_first_and_last_look_are_taken_whatever_the_schedule(tmp_path):
+    fit(tmp_path, [WatchNorm(every_n_steps=10, max_overhead=None)])
+    assert open_run(tmp_path / "observatory/run_0")["norm/looks"].steps.tolist() == [0, 10, 20, 24]
+
+
+def test_epoch_schedule(tmp_path):
+    fit(tmp_path, [WatchNorm(every_n_epochs=1, max_overhead=None)], max_epochs=3)
+    assert open_run(tmp_path / "observatory/run_0")["norm/looks"].steps.tolist() == [0, 12, 24, 36]
+
+
+def test_window_of_samples_and_its_conclusion(tmp_path):
+    class Window(Instrument):
+        default_name = "window"
+
+        def quantities(self):
+            return {"mean": Quantity((), "1", "mean step of the window")}
+
+        def samples_at(self, step, epoch):
+            return 5 <= step < 9
+
+        def __init__(self):
+            super().__init__()
+            self.steps = []
+
+        def sample(self, look):
+            self.steps.append(float(look.step))
+            assert set(look.gradients) == set(look.model.theta)
+
+        def conclude(self, history: History):
+            return {"mean": torch.tensor(self.steps).mean()} if len(history.values) == 0 else {}
+
+    fit(tmp_path, [ObservingCallback([Window()], **EVERY_STEP)])
+    mean = open_run(tmp_path / "observatory/run_0")["window/mean"]
+    assert (mean.steps.tolist(), mean.values.tolist()) == ([9], [6.5])
+
+
+def test_two_callbacks_share_the_record_of_a_run(tmp_path):
+    fit(
+        tmp_path,
+        [ObservingCallback([Norm()], **EVERY_STEP), ObservingCallback([Norm(name="again")], **EVERY_STEP)],
+    )
+    run = open_run(tmp_path / "observatory/run_0")
+    assert run.instruments == ["again", "norm"]
+    np.testing.assert_array_equal(run["again/weights"].values, run["norm/weights"].values)
+
+
+def test_two_instruments_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two instruments are called 'norm'"):
+        ObservingCallback([Norm(), Norm()])
+
+
+def test_second_fit_of_a_longer_trainer_continues_the_record(tmp_path):
+    import lightning.pytorch as pl
+    from runs import loaders, trainer
+
+    pl.seed_everything(1, verbose=False)
+    run, module = trainer(tmp_path, [WatchNorm(**EVERY_STEP)], max_epochs=1), Classifier()
+    run.fit(module, *loaders())
+    run.fit_loop.max_epochs = 2
+    run.fit(module, *loaders())
+    looks = open_run(tmp_path / "observatory/run_0")["norm/looks"]
+    assert looks.steps.tolist() == list(range(25))
+    assert looks.values.tolist() == list(range(1, 26))
+
+
+def test_new_run_in_the_folder_of_another_keeps_the_old_record(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    fit(tmp_path, [WatchNorm(**EVERY_STEP)], logger=CSVLogger(tmp_path, "x", version=0), max_steps=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, [WatchNorm(**EVERY_STEP)], logger=CSVLogger(tmp_path, "x", version=0), max_steps=5)
+    assert any("held the record of another run, which is now in" in str(w.message) for w in caught)
+    folder = tmp_path / "x/version_0"
+    assert len(open_run(folder)["norm/looks"]) == 6
+    assert len(open_run(folder / "observatory.before_1")["norm/looks"]) == 4
+
+
+def test_resumed_instrument_keeps_its_state(tmp_path):
+    checkpoint = tmp_path / "at.ckpt"
+    fit(tmp_path, [WatchNorm(**EVERY_STEP), SaveAt(6, checkpoint)], max_steps=8)
+    fit(tmp_path, [WatchNorm(**EVERY_STEP)], max_steps=10, ckpt_path=checkpoint)
+    looks = open_run(tmp_path / "observatory/run_1")["norm/looks"]
+    assert looks.steps.tolist() == list(range(11))
+    assert looks.values.tolist() == list(range(1, 12))
+
+
+def test_observables_can_be_monitored(tmp_path):
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    stop = EarlyStopping("norm/weights", patience=0, mode="min", check_on_train_epoch_end=True, min_delta=100.0)
+    fit(tmp_path, [WatchNorm(**EVERY_STEP), stop], max_epochs=5)
+    assert stop.stopped_epoch == 1
