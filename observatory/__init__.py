@@ -5,8 +5,7 @@ Everything public is imported when it is first used; importing the package itsel
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # importing `typing` for it would take longer than everything else here
 
 __version__ = "0.1.0"
 
@@ -21,7 +20,7 @@ _WHERE = {
     "write_report": "observatory.report",
 }
 
-__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604  names of the table above
+__all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
     from observatory.looking import ModelFunction, Probe, ProbeRequest, weightless_twin
@@ -30,7 +29,9 @@ if TYPE_CHECKING:
     from observatory.report import write_report
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name not in _WHERE:
         raise AttributeError(f"module 'observatory' has no attribute {name!r}")
     value = getattr(import_module(_WHERE[name]), name)

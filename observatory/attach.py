@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in `observatory/__init__.py`
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 

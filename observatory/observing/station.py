@@ -83,6 +83,8 @@ class Station:
         with self.watch.running(device):
             values = self._guarded(lambda: self.instrument.observe(make(self)), device)
             self._write(step, values)
+        if self.off:
+            return {}
         self.last, self._last_free = step, free
         self.taken += 1
         self._settle()

@@ -1,0 +1,1 @@
+"""The ground floor: methods that know neither networks nor training."""

@@ -1,0 +1,1 @@
+"""Exactly solvable references: closed forms, and the ensembles that must reproduce them."""
