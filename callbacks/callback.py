@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,8 +30,8 @@ class ObservingCallback(Callback):
     """Watches `Trainer.fit` with one or more instruments and changes nothing about it.
 
     Values go to every logger of the Trainer at `trainer.global_step`, the number of updates that the weights
-    have seen, to `trainer.callback_metrics` (so that `EarlyStopping` and `ModelCheckpoint` can monitor them) and
-    to the record `<log_dir>/observatory` (without a logger `<default_root_dir>/observatory/run_<k>`).
+    have seen, to `trainer.callback_metrics` (so that `EarlyStopping` and `ModelCheckpoint` can monitor them)
+    and to the record `<log_dir>/observatory` (without a logger `<default_root_dir>/observatory/run_<k>`).
 
     Args:
         instruments: what looks.
@@ -67,17 +68,17 @@ class ObservingCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and not trainer.fast_dev_run:
+        if stage == "fit" and not _trial(trainer):
             self.observer.prepare(pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if _trial(trainer):
             return
         self._step = trainer.global_step
         self.observer.start(
             pl_module,
-            ProbeSource(lambda split: _loader(trainer, split)),
+            ProbeSource(partial(_loader, trainer)),
             step=self._step,
             epoch=trainer.current_epoch,
             total_steps=_planned_steps(trainer),
@@ -89,7 +90,9 @@ class ObservingCallback(Callback):
         self._publish(trainer)
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.observer.offer_batch(batch)
 
     @override
@@ -134,7 +137,7 @@ class ObservingCallback(Callback):
 
 
 def record_directory(trainer: Trainer) -> Path:
-    """Where the record of a Trainer's run lies. Every rank must call it: the folder is broadcast from rank 0."""
+    """The folder of a Trainer's record. Every rank must call it: it is broadcast from rank 0."""
     if not trainer.loggers:
         if trainer not in _without_logger:
             root = Path(trainer.default_root_dir) / "observatory"
@@ -145,7 +148,9 @@ def record_directory(trainer: Trainer) -> Path:
     if isinstance(logger, TensorBoardLogger | CSVLogger):
         folder = str(logger.log_dir)
     else:  # as ModelCheckpoint does: such a logger's save_dir is shared by all of its runs
-        folder = os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), str(logger.version))
+        folder = os.path.join(
+            logger.save_dir or trainer.default_root_dir, str(logger.name), str(logger.version)
+        )
     return Path(trainer.strategy.broadcast(folder)) / "observatory"
 
 
@@ -166,6 +171,11 @@ def _leaves(loaders: Any) -> Iterator[Any]:
             yield from _leaves(leaf.iterables)
         elif leaf is not None:
             yield leaf
+
+
+def _trial(trainer: Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which must leave no trace."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _planned_steps(trainer: Trainer) -> int | None:

@@ -23,10 +23,14 @@ _WHERE = {
 __all__ = ["__version__", *sorted(_WHERE)]
 
 if TYPE_CHECKING:
-    from observatory.looking import ModelFunction, Probe, ProbeRequest, weightless_twin
-    from observatory.observing import Instrument
-    from observatory.records import open_run, open_runs
-    from observatory.report import write_report
+    from observatory.looking import ModelFunction as ModelFunction
+    from observatory.looking import Probe as Probe
+    from observatory.looking import ProbeRequest as ProbeRequest
+    from observatory.looking import weightless_twin as weightless_twin
+    from observatory.observing import Instrument as Instrument
+    from observatory.records import open_run as open_run
+    from observatory.records import open_runs as open_runs
+    from observatory.report import write_report as write_report
 
 
 def __getattr__(name: str) -> object:

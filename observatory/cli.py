@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="folder of a run, such as runs/digits/version_0")
     report.add_argument("--output", type=Path, help="where to write; .html or .md decides the format")
     report.set_defaults(command=_report)
-    listing = commands.add_parser("list", help="what can be named in a configuration, and the shipped experiments")
+    listing = commands.add_parser(
+        "list", help="what can be named in a configuration, and the shipped experiments"
+    )
     listing.set_defaults(command=_list)
     return parser
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-import observatory.callbacks
-import observatory.data
-import observatory.training
 from observatory.callbacks.callback import ObservingCallback, record_directory
-from observatory.callbacks.configured import named_after
+from observatory.observing.station import Station
+from observatory.records import open_run
+from observatory.report import write_report
 
 
 class _Parser(LightningArgumentParser):
@@ -39,7 +37,9 @@ class ObservatoryCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--observe", type=dict[str, Callback], default={}, help="Name to callback.")
-        parser.add_argument("--report", type=bool, default=True, help="Test, and write the page of the run, after fit.")
+        parser.add_argument(
+            "--report", type=bool, default=True, help="After fit: test, and write the page of the run."
+        )
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -50,7 +50,11 @@ class ObservatoryCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluate on the test split where there is one, write the page, say what was found."""
-        if not self._get(self.config_init, "report") or self.trainer.fast_dev_run or self.trainer.interrupted:
+        if (
+            not self._get(self.config_init, "report")
+            or getattr(self.trainer, "fast_dev_run", False)
+            or self.trainer.interrupted
+        ):
             return
         if self.datamodule is not None and _has_test(self.datamodule):
             self.trainer.test(self.model, self.datamodule, verbose=False)
@@ -71,8 +75,54 @@ def fit(arguments: Sequence[str]) -> int:
 
 
 def summarise(trainer: Trainer) -> None:
-    """Write the report of a finished run and print five lines: what was found, and where to look."""
-    ...
+    """Write the report of a finished run; print what was found, what looking cost, and where to look."""
+    if not trainer.is_global_zero:
+        return
+    directory = record_directory(trainer)
+    for line in [*_results(trainer), *_looks(trainer)]:
+        print(line)
+    if not (directory / "run.json").is_file():
+        print(f"no record: no instrument was named in observe: or trainer.callbacks ({directory})")
+        return
+    print(f"report: {write_report(directory)}")
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        print(f"dashboard: tensorboard --logdir {directory.parent.parent}")
+
+
+def _results(trainer: Trainer) -> list[str]:
+    """The metrics at the end, and the first finding of each instrument."""
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.split("/")[0] in ("test", "val")}
+    best = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
+    lines = [f"after {trainer.global_step} steps: " + ", ".join(f"{k} {v:.4g}" for k, v in best.items())]
+    run = open_run(record_directory(trainer))
+    for station in _stations(trainer):
+        one = station.instrument
+        findings = [f for f in type(one).findings(run.instrument(one.name)) if f.level == "result"]
+        lines += [f"{one.name}: {finding.text}" for finding in findings[:1]]
+    return lines
+
+
+def _looks(trainer: Trainer) -> list[str]:
+    stations = _stations(trainer)
+    if not stations:
+        return []
+    taken, postponed = sum(s.taken for s in stations), sum(s.postponed for s in stations)
+    spent, free = sum(s.budget.spent for s in stations), sum(s.budget.free for s in stations)
+    training = max(s.budget.training for s in stations)
+    share = spent / training
+    line = (
+        f"{taken} looks, {postponed} of them later than planned, took {spent:.2f} s beside {training:.1f} s "
+    )
+    line += f"of training: {100 * share:.1f} %"
+    limits = [s.budget.max_overhead for s in stations if s.budget.max_overhead is not None]
+    if len(limits) == len(stations):
+        line += f", {'within' if share <= sum(limits) else 'above'} the budget of {100 * sum(limits):.3g} %"
+    return [f"{line}; first and last look {free:.2f} s"]
+
+
+def _stations(trainer: Trainer) -> list[Station]:
+    watching = [c for c in trainer.callbacks if isinstance(c, ObservingCallback)]  # type: ignore[attr-defined]
+    return [station for callback in watching for station in callback.observer.stations]
 
 
 def _has_test(data: LightningDataModule) -> bool:

@@ -30,7 +30,9 @@ def data_root() -> Path:
     """Folder of the real data sets."""
     root = os.environ.get("OBSERVATORY_DATA")
     if root is None:
-        pytest.skip("real data: set OBSERVATORY_DATA to the folder that holds mnist/, fashion-mnist/, uci/ ...")
+        pytest.skip(
+            "real data: set OBSERVATORY_DATA to the folder that holds mnist/, fashion-mnist/, uci/ ..."
+        )
     return Path(root)
 
 

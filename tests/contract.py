@@ -73,9 +73,17 @@ class CallbackContract:
         whole = self.build(**EVERY_STEP)
         fit(tmp_path / "whole", [whole], max_steps=20, max_epochs=-1)
         checkpoint = tmp_path / "at12.ckpt"
-        fit(tmp_path / "parts", [self.build(**EVERY_STEP), SaveAt(12, checkpoint)], max_steps=15, max_epochs=-1)
+        fit(
+            tmp_path / "parts",
+            [self.build(**EVERY_STEP), SaveAt(12, checkpoint)],
+            max_steps=15,
+            max_epochs=-1,
+        )
         fit(tmp_path / "parts", [self.build(**EVERY_STEP)], max_steps=20, max_epochs=-1, ckpt_path=checkpoint)
-        one, other = (self.record(tmp_path / "whole"), open_run(tmp_path / "parts/observatory/run_1").instrument(self.name()))
+        one, other = (
+            self.record(tmp_path / "whole"),
+            open_run(tmp_path / "parts/observatory/run_1").instrument(self.name()),
+        )
         for quantity in one:
             assert other[quantity].steps.tolist() == one[quantity].steps.tolist()
             # Lightning re-draws the shuffle on resuming: only what came before the checkpoint must agree
@@ -107,7 +115,10 @@ class CallbackContract:
 
     def test_yaml_round_trip(self, tmp_path):
         file = tmp_path / "observe.yaml"
-        spec = {"class_path": type(self.build()).__name__, "init_args": {"every_n_steps": 5, "max_overhead": None}}
+        spec = {
+            "class_path": type(self.build()).__name__,
+            "init_args": {"every_n_steps": 5, "max_overhead": None},
+        }
         file.write_text(yaml.safe_dump({"observe": {"mine": spec}}))
         (callback,) = callbacks_from_yaml(file)
         assert type(callback) is type(self.build())

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Classifier(pl.LightningModule):
-    """Batch norm, dropout, a submodule that the user froze with `.eval()`: everything a look could disturb."""
+    """Batch norm, dropout, a submodule frozen with `.eval()`: everything a look could disturb."""
 
     def __init__(self, optimizer: str = "adamw", compile: bool = False, nan_from: int | None = None) -> None:
         super().__init__()

@@ -27,7 +27,8 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 pl.seed_everything(0)
 data = TensorDataset(torch.randn(32, 4), torch.arange(32) % 2)
-trainer = pl.Trainer(max_epochs=2, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False, logger=False)
+trainer = pl.Trainer(max_epochs=2, accelerator="cpu", enable_progress_bar=False,
+                     enable_checkpointing=False, logger=False)
 model = Net()
 trainer.fit(model, DataLoader(data, 8, shuffle=True))
 print("weights", model.layer.weight.flatten().tolist())
@@ -61,7 +62,10 @@ def test_unset_variable_attaches_nothing(monkeypatch):
         ("observe: [1, 2]", "has no mapping `observe:`"),
         ("observe: {a: {class_path: NoSuchThing}}", "NoSuchThing"),
         ("observe: {a: {class_path: CollectiveVariables, init_args: {every_n_stepz: 3}}}", "every_n_stepz"),
-        ("observe: {a: {class_path: CollectiveVariables, init_args: {every_n_steps: 0}}}", "must be positive"),
+        (
+            "observe: {a: {class_path: CollectiveVariables, init_args: {every_n_steps: 0}}}",
+            "must be positive",
+        ),
         ("observe: {a: [", "observe"),
     ],
 )
@@ -79,7 +83,8 @@ def test_script_that_never_heard_of_the_package_is_watched_and_not_changed(tmp_p
     (tmp_path / "plain").mkdir()
     (tmp_path / "watched").mkdir()
     (tmp_path / "watched/observe.yaml").write_text(
-        "observe:\n  kernel:\n    class_path: CollectiveVariables\n    init_args: {every_n_steps: 2, max_overhead: null}\n"
+        "observe:\n  kernel:\n    class_path: CollectiveVariables\n"
+        "    init_args: {every_n_steps: 2, max_overhead: null}\n"
     )
     plain = run_script(tmp_path / "plain")
     watched = run_script(tmp_path / "watched", OBSERVATORY="observe.yaml")

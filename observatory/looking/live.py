@@ -14,8 +14,8 @@ from observatory.looking.twin import unwrapped, weightless_twin
 class LiveModel:
     """Gives the function of a module as it is at this moment; the twin is built once and kept.
 
-    Half-precision tensors are raised to float32. Shards are gathered, and buffers are those of rank 0 (after a
-    step BatchNorm's differ between ranks, and a kernel whose rows are split over ranks would mix networks):
+    Half-precision tensors are raised to float32. Shards are gathered, and buffers are those of rank 0 (after
+    a step BatchNorm's differ between ranks, and a kernel whose rows are split over ranks would mix networks):
     with several processes every rank must call `function`.
 
     Args:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.model import ModelFunction
 from observatory.looking.probe import Probe
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 
 def weightless_twin(module: nn.Module) -> nn.Module:
@@ -31,7 +31,7 @@ def weightless_twin(module: nn.Module) -> nn.Module:
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ]
-    lazy = [name for name, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
     if lazy:
         raise ValueError(
             f"parameter {lazy[0]!r} of {type(module).__name__} is not initialised yet; "
@@ -40,7 +40,9 @@ def weightless_twin(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for _, tensor in tensors:
         ghost = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
+        memo[id(tensor)] = (
+            nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
+        )
     for submodule in module.modules():
         _leave_behind(submodule, memo)
     try:

@@ -31,7 +31,7 @@ def example_gradients(
 
     def one(example: Any, vectors: Tensor) -> dict[str, Tensor]:
         single = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, example)
-        _, pull_back = torch.func.vjp(lambda t: function(single, t)[0], theta)
+        pull_back = torch.func.vjp(lambda t: function(single, t)[0], theta)[1]
         gradients: dict[str, Tensor] = torch.func.vmap(pull_back)(vectors)[0]
         return gradients
 

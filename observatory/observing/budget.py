@@ -100,7 +100,9 @@ class Budget:
         self._observed += seconds
         if free:
             self.free += seconds
-            self.expected = self.expected or seconds  # a first look warms up: better than no estimate, no more
+            self.expected = (
+                self.expected or seconds
+            )  # a first look warms up: better than no estimate, no more
         else:
             self.spent += seconds
             self._mean = 0.7 * self._mean + 0.3 * seconds if self._mean else seconds
@@ -112,7 +114,8 @@ class Budget:
         self.spent += seconds
 
     def seconds_to_wait(self, cost: float | None = None, *, whole_run: float | None = None) -> float:
-        """Seconds of further training until `cost` (default: one more look) can be afforded; 0 if it can be now.
+        """Seconds of further training until `cost` (default: one more look) can be afforded; 0 if it can be
+        now.
 
         Args:
             cost: seconds.
@@ -120,7 +123,9 @@ class Budget:
         """
         if self.max_overhead is None:
             return 0.0
-        needed = (self.spent + (self.expected if cost is None else cost)) / (PLANNED_SHARE * self.max_overhead)
+        needed = (self.spent + (self.expected if cost is None else cost)) / (
+            PLANNED_SHARE * self.max_overhead
+        )
         if whole_run is None:
             return max(0.0, needed - self.training - ADVANCE)
         return 0.0 if needed <= ADVANCED_PART * whole_run else max(0.0, needed - self.training)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Dashboard:
-    """One logger: scalars go to `log(values, step)`; figures and histograms to TensorBoard's writer, if any."""
+    """One logger: scalars go to `log(values, step)`, figures and histograms to TensorBoard's writer."""
 
     def __init__(
         self, log: Callable[[dict[str, float], int], None] | None = None, writer: SummaryWriter | None = None
@@ -63,7 +63,7 @@ class Dashboard:
 
 
 def scalars_of(instrument: Instrument, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """The scalars of a look by tag: `<name>/<quantity>`, and `<name>/<quantity>/<layer>` for those per layer."""
+    """The scalars of a look by tag, `<name>/<quantity>` or `<name>/<quantity>/<layer>`."""
     quantities, coordinates = instrument.quantities(), instrument.coordinates()
     scalars: dict[str, float] = {}
     for key, value in values.items():
@@ -71,7 +71,9 @@ def scalars_of(instrument: Instrument, values: Mapping[str, Tensor]) -> dict[str
         if value.ndim == 0:
             scalars[tag] = float(value)
         elif quantities[key].dims == ("layer",) and len(coordinates.get("layer", ())) == len(value):
-            scalars |= {f"{tag}/{layer}": x for layer, x in zip(coordinates["layer"], value.tolist(), strict=True)}
+            scalars |= {
+                f"{tag}/{layer}": x for layer, x in zip(coordinates["layer"], value.tolist(), strict=True)
+            }
     return scalars
 
 

@@ -28,8 +28,8 @@ _open: dict[Path, _Shared] = {}
 class Logbook:
     """Opens the record of a run: a new one, or the one that a resumed run continues.
 
-    A folder that already holds another run's record keeps it, under another name; nothing is overwritten. A run
-    resumed into a new folder begins with a copy of what it continues.
+    A folder that already holds another run's record keeps it, under another name; nothing is overwritten. A
+    run resumed into a new folder begins with a copy of what it continues.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,9 @@ class Logbook:
             if here is not None:
                 _set_aside(directory)
             if self.directory is None or _run_id(self.directory) != self.run_id:
-                warn(f"the record of the run that is resumed is not in {self.directory}: a new one begins at {step}")
+                warn(
+                    f"the record to continue is not in {self.directory} any more: a new one begins at {step}"
+                )
                 return None
             shutil.copytree(self.directory, directory, dirs_exist_ok=True)
         RunRecord(directory, self.run_id).truncate_after(step)

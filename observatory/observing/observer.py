@@ -178,7 +178,9 @@ class Observer:
 
     def _conclude(self, station: Station, step: int, epoch: int) -> None:
         if self._probe_ready(station):
-            self._show(station, station.conclude(self._maker(step, epoch), step, self._device), step, free=True)
+            self._show(
+                station, station.conclude(self._maker(step, epoch), step, self._device), step, free=True
+            )
 
     def _probe_ready(self, station: Station) -> bool:
         """Find the station's probe; a stream may not have brought enough examples yet."""
@@ -219,7 +221,7 @@ class Observer:
         return next(self._live.module.parameters()).device
 
     def _pace(self, step: int) -> tuple[float, float | None]:
-        """Seconds per step since the start, and expected seconds of the whole run where its length is known."""
+        """Seconds per step so far, and expected seconds of the whole run where its length is known."""
         done = step - self._begun_at
         per_step = (time.perf_counter() - self._begun) / max(done, 1)
         whole = self._total_steps
@@ -228,7 +230,7 @@ class Observer:
     # Showing
 
     def _show(self, station: Station, values: Mapping[str, Tensor], step: int, *, free: bool) -> None:
-        """Scalars to every logger, figures on a slower schedule and only where the budget has room for them."""
+        """Scalars to every logger; figures more rarely, and only where the budget has room for them."""
         if not values or rank() != 0:
             return
         scalars = scalars_of(station.instrument, values)

@@ -17,8 +17,8 @@ class Schedule:
     One of four, the first by default:
 
     Args:
-        looks_per_decade: steps round(10^(k/n)), k = 0, 1, 2, ...: evenly spaced in ln(step). They do not depend
-            on the length of the run, so that a resumed longer run continues them.
+        looks_per_decade: steps round(10^(k/n)), k = 0, 1, 2, ...: evenly spaced in ln(step). They do not
+            depend on the length of the run, so that a resumed longer run continues them.
         every_n_steps: multiples of n.
         every_n_epochs: ends of the epochs whose number, counted from 1, is a multiple of n.
         at: these steps.
@@ -33,22 +33,20 @@ class Schedule:
     at: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        given = [n for n in ("looks_per_decade", "every_n_steps", "every_n_epochs", "at") if self._of(n) is not None]
+        names = ("looks_per_decade", "every_n_steps", "every_n_epochs", "at")
+        given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"a schedule is one of {' and '.join(given)}; give only one of them")
         if not given:
             object.__setattr__(self, "looks_per_decade", 12.0)
-        for name in given:
-            if name != "at" and not (self._of(name) or 0) > 0:
-                raise ValueError(f"{name} must be positive, got {self._of(name)!r}")
+        for name in names[:3]:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
         if self.at is not None:
             if any(step < 0 for step in self.at):
                 raise ValueError(f"at must hold steps >= 0, got {min(self.at)}")
             object.__setattr__(self, "at", tuple(sorted(set(self.at))))
-
-    def _of(self, name: str) -> float | Sequence[int] | None:
-        value: float | Sequence[int] | None = getattr(self, name)
-        return value
 
     def next_after(self, step: int) -> int:
         """The first due step > `step`; `NEVER` if there is none or epochs decide."""
@@ -61,7 +59,9 @@ class Schedule:
             return self.at[later] if later < len(self.at) else NEVER
         assert self.looks_per_decade is not None  # set in __post_init__ where nothing else is
         n = self.looks_per_decade
-        k = max(0, math.floor(n * math.log10(max(step, 1))))  # round(10^(k/n)) may be step itself: look further
+        k = max(
+            0, math.floor(n * math.log10(max(step, 1)))
+        )  # round(10^(k/n)) may be step itself: look further
         while (due := round(10 ** (k / n))) <= step:
             k += 1
         return due

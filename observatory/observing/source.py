@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
-from observatory.looking.probe import Probe, draw_probe, split_batch
+from observatory.looking.probe import Probe, Split, draw_probe, split_batch
 from observatory.looking.ranks import broadcast_object, rank
 from observatory.observing.instrument import Instrument
 
@@ -24,7 +24,9 @@ class ProbeSource:
         move: puts a batch where the model is (Lightning's `transfer_batch_to_device`, for example).
     """
 
-    def __init__(self, loaders: Callable[[str], Any], move: Callable[[Any], Any] = lambda batch: batch) -> None:
+    def __init__(
+        self, loaders: Callable[[Split], Any], move: Callable[[Any], Any] = lambda batch: batch
+    ) -> None:
         self._loaders = loaders
         self._move = move
         self._passed: list[Any] = []  # batches of a stream, kept until there are enough examples
@@ -60,7 +62,7 @@ class ProbeSource:
         loader = self._loaders(request.split)
         if loader is None:
             raise ValueError(
-                f"there is no {request.split} data loader to draw a probe from; give probe=Probe(inputs, targets)"
+                f"there is no {request.split} data loader to draw a probe from; give probe=Probe(x, y)"
             )
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             return draw_probe(loader, request, inputs=instrument.inputs, targets=instrument.targets)
@@ -68,8 +70,12 @@ class ProbeSource:
         if sum(len(part) for part in parts) < request.size:
             return None
         whole = Probe(_joined([p.inputs for p in parts]), _joined([p.targets for p in parts]))
-        first = tree_map(lambda x: x[: request.size] if isinstance(x, Tensor) else x, (whole.inputs, whole.targets))
-        return replace(whole, inputs=first[0], targets=first[1], source=f"{request.split}: first batches of a stream")
+        first = tree_map(
+            lambda x: x[: request.size] if isinstance(x, Tensor) else x, (whole.inputs, whole.targets)
+        )
+        return replace(
+            whole, inputs=first[0], targets=first[1], source=f"{request.split}: first batches of a stream"
+        )
 
 
 def _joined(trees: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""One instrument on duty: its schedule, its budget, its part of the record, and what happens when it fails."""
+"""One instrument on duty: its schedule, its budget, its part of the record, and its failures."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 
 class Station:
-    """Runs one instrument. Knows when its next look is due; is told the step, and given a look when it asks."""
+    """Runs one instrument: knows when its next look is due, and takes it."""
 
-    def __init__(self, instrument: Instrument, schedule: Schedule, budget: Budget, *, strict: bool = False) -> None:
+    def __init__(
+        self, instrument: Instrument, schedule: Schedule, budget: Budget, *, strict: bool = False
+    ) -> None:
         self.instrument = instrument
         self.schedule = schedule
         self.budget = budget
@@ -108,7 +110,9 @@ class Station:
         self._write(step, self._guarded(lambda: self.instrument.sample(make(self)) or {}, device))
         self.budget.charge_sample(time.perf_counter() - started)
 
-    def conclude(self, make: Callable[[Station], Look], step: int, device: torch.device) -> Mapping[str, Tensor]:
+    def conclude(
+        self, make: Callable[[Station], Look], step: int, device: torch.device
+    ) -> Mapping[str, Tensor]:
         """Close the window, or the run."""
         self.sampling = False
         started = time.perf_counter()
@@ -191,6 +195,3 @@ class Station:
         self.planned, self.taken, self.postponed = state["planned"], state["taken"], state["postponed"]
         self.budget.load_state_dict(state["budget"])
         self.instrument.load_state_dict(state["instrument"])
-
-
-

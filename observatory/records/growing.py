@@ -35,9 +35,9 @@ def header(dtype: np.dtype) -> tuple[bytes, int]:
 class GrowingArray:
     """Appends records of one shape and dtype to `path`; `numpy.load(path)` reads them at any moment.
 
-    The record is written first, in one call, and the count in the header second, through a memory map, so that
-    a reader sees whole records only. The true count is the file's size: a torn record at the end, left by a
-    full disk or a killed process, is dropped when the file is opened again.
+    The record is written first, in one call, and the count in the header second, through a memory map, so
+    that a reader sees whole records only. The true count is the file's size: a torn record at the end, left
+    by a full disk or a killed process, is dropped when the file is opened again.
 
     Args:
         path: of the .npy file; made if it does not exist.
@@ -84,7 +84,9 @@ class GrowingArray:
             ValueError: if the value has another shape than the records before it.
         """
         if value.shape != self._shape:
-            raise ValueError(f"{self.path} holds values of shape {self._shape}, got one of shape {value.shape}")
+            raise ValueError(
+                f"{self.path} holds values of shape {self._shape}, got one of shape {value.shape}"
+            )
         data = _CLOCK.pack(step, time) + value.astype(self.dtype["value"].base, copy=False).tobytes()
         end = HEADER_BYTES + self.count * self.dtype.itemsize
         try:

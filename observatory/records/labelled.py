@@ -19,7 +19,9 @@ class LabelledArray:
     name: str
     values: NDArray  # (steps, ...), or (runs, steps, ...)
     steps: NDArray  # (steps,) int64, optimizer updates that the weights had seen
-    times: NDArray  # seconds since the epoch at which they were recorded, shape of the leading axes of `values`
+    times: (
+        NDArray  # seconds since the epoch at which they were recorded, shape of the leading axes of `values`
+    )
     dims: tuple[str, ...]  # ("step", ...) or ("run", "step", ...)
     coordinates: dict[str, list[str]] = field(default_factory=dict)  # names along dims, where there are any
     unit: str = "1"

@@ -50,7 +50,9 @@ class RunRecord:
         if file.exists():
             found = json.loads(file.read_text()).get("id")
             if found != run_id:
-                raise ValueError(f"{directory} holds the record of another run ({found}, this one is {run_id})")
+                raise ValueError(
+                    f"{directory} holds the record of another run ({found}, this one is {run_id})"
+                )
         else:
             write_json(file, {"format": FORMAT, "id": run_id, **_surroundings(), **(metadata or {})})
 
@@ -192,7 +194,9 @@ def _as_array(value: Tensor | NDArray | float) -> NDArray:
     if isinstance(value, float | int | np.ndarray | np.generic):
         return np.asarray(value)
     tensor = value.detach()
-    return (tensor.float() if tensor.dtype.itemsize < 4 and tensor.is_floating_point() else tensor).cpu().numpy()
+    return (
+        (tensor.float() if tensor.dtype.itemsize < 4 and tensor.is_floating_point() else tensor).cpu().numpy()
+    )
 
 
 def _lines(file: Path) -> list[str]:
@@ -216,7 +220,9 @@ def _surroundings() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=True
+        )
         commit = done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None

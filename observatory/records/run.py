@@ -35,7 +35,9 @@ class Run(Mapping[str, LabelledArray]):
     @property
     def instruments(self) -> list[str]:
         """Names of the instruments that recorded."""
-        return sorted(str(file.parent.relative_to(self.directory)) for file in self.directory.rglob("meta.json"))
+        return sorted(
+            str(file.parent.relative_to(self.directory)) for file in self.directory.rglob("meta.json")
+        )
 
     def instrument(self, name: str) -> Run:
         """The quantities of one instrument, by their bare names.
@@ -44,7 +46,9 @@ class Run(Mapping[str, LabelledArray]):
             KeyError: if no such instrument recorded.
         """
         if name not in self.instruments:
-            raise KeyError(f"no instrument {name!r} in {self.directory}; there are {', '.join(self.instruments)}")
+            raise KeyError(
+                f"no instrument {name!r} in {self.directory}; there are {', '.join(self.instruments)}"
+            )
         return Run(self.directory, name)
 
     def meta(self, instrument: str) -> dict[str, Any]:
@@ -127,7 +131,9 @@ class Runs(Mapping[str, LabelledArray]):
         steps = np.unique(np.concatenate([array.steps for array in arrays]))
         shapes = {array.values.shape[1:] for array in arrays}
         if len(shapes) > 1:
-            raise ValueError(f"{name!r} has different shapes in these runs: {', '.join(map(str, sorted(shapes)))}")
+            raise ValueError(
+                f"{name!r} has different shapes in these runs: {', '.join(map(str, sorted(shapes)))}"
+            )
         dtype = np.result_type(*(array.values.dtype for array in arrays), np.float32)
         values = np.full((len(arrays), len(steps), *shapes.pop()), np.nan, dtype)
         times = np.full((len(arrays), len(steps)), np.nan)
@@ -136,9 +142,15 @@ class Runs(Mapping[str, LabelledArray]):
             values[k, at], times[k, at] = array.values, array.times
         first = arrays[0]
         return LabelledArray(
-            name, values, steps, times, ("run", *first.dims), first.coordinates | {"run": self.names}, first.unit,
-            first.definition,
-        )  # fmt: skip
+            name=name,
+            values=values,
+            steps=steps,
+            times=times,
+            dims=("run", *first.dims),
+            coordinates=first.coordinates | {"run": self.names},
+            unit=first.unit,
+            definition=first.definition,
+        )
 
     def __iter__(self) -> Iterator[str]:
         shared = [set(run) for run in self.runs]

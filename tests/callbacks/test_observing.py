@@ -196,6 +196,8 @@ def test_resumed_instrument_keeps_its_state(tmp_path):
 def test_observables_can_be_monitored(tmp_path):
     from lightning.pytorch.callbacks import EarlyStopping
 
-    stop = EarlyStopping("norm/weights", patience=0, mode="min", check_on_train_epoch_end=True, min_delta=100.0)
+    stop = EarlyStopping(
+        "norm/weights", patience=0, mode="min", check_on_train_epoch_end=True, min_delta=100.0
+    )
     fit(tmp_path, [WatchNorm(**EVERY_STEP), stop], max_epochs=5)
     assert stop.stopped_epoch == 1

@@ -89,7 +89,9 @@ def test_empty_and_iterable_data_sets():
 
 def test_batch_of_another_form_names_the_arguments_to_set():
     batch = {"image": torch.zeros(4, 2), "label": torch.zeros(4)}
-    with pytest.raises(ValueError, match=r"a batch of type dict is not \(inputs, targets\).*inputs= and targets="):
+    with pytest.raises(
+        ValueError, match=r"a batch of type dict is not \(inputs, targets\).*inputs= and targets="
+    ):
         split_batch(batch)
     probe = split_batch(batch, inputs=lambda b: b["image"], targets=lambda b: b["label"])
     assert probe.inputs is batch["image"] and probe.targets is batch["label"]

@@ -144,7 +144,9 @@ def test_selection_by_pattern_and_of_nothing():
     net[0].requires_grad_(False)
     assert ModelFunction.of(net).selected == ("1.weight", "1.bias")
     assert ModelFunction.of(net, select="bias").selected == ("1.bias",)
-    with pytest.raises(ValueError, match=r"no trainable parameter is selected by '0\.' out of 2: 1.weight, 1.bias"):
+    with pytest.raises(
+        ValueError, match=r"no trainable parameter is selected by '0\.' out of 2: 1.weight, 1.bias"
+    ):
         ModelFunction.of(net, select="0.")
     with pytest.raises(ValueError, match="all are frozen"):
         ModelFunction.of(net.requires_grad_(False))
@@ -156,7 +158,9 @@ def test_output_that_is_no_tensor_names_the_argument_to_set():
             return super().forward(x), x
 
     net, x = Two(3, 2), torch.randn(4, 3)
-    with pytest.raises(TypeError, match=r"Two returned tuple, not a tensor; name the part that is meant with output="):
+    with pytest.raises(
+        TypeError, match=r"Two returned tuple, not a tensor; name the part that is meant with output="
+    ):
         ModelFunction.of(net)(x)
     assert torch.equal(ModelFunction.of(net, output=lambda out: out[0])(x), net(x)[0])
     assert torch.equal(ModelFunction.of(net, forward=lambda module, x: module(2 * x)[0])(x), net(2 * x)[0])
@@ -178,5 +182,5 @@ def test_twin_is_rebuilt_when_the_parameters_have_changed():
 
 
 def test_function_of_something_else_is_refused():
-    with pytest.raises(TypeError, match="expected a torch.nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         ModelFunction.of(lambda x: x)

@@ -17,7 +17,9 @@ def clock(monkeypatch):
     return Clock
 
 
-def run(clock, budget: Budget, *, step: float, cost: float, steps: int, whole_run: float | None = None) -> float:
+def run(
+    clock, budget: Budget, *, step: float, cost: float, steps: int, whole_run: float | None = None
+) -> float:
     """Look whenever it is allowed; the share of wall time that went into looks, first and last included."""
     began = clock.now
     budget.begin()
@@ -41,7 +43,9 @@ def run(clock, budget: Budget, *, step: float, cost: float, steps: int, whole_ru
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("seconds", [60, 61, 62, 65, 67, 100, 300])
 def test_share_stays_below_six_percent_with_half_second_looks(clock, known, seconds):
-    share = run(clock, Budget(0.05), step=0.005, cost=0.5, steps=seconds * 200, whole_run=seconds if known else None)
+    share = run(
+        clock, Budget(0.05), step=0.005, cost=0.5, steps=seconds * 200, whole_run=seconds if known else None
+    )
     assert 0.03 < share <= 0.06
 
 

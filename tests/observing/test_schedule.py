@@ -24,7 +24,9 @@ def test_default_is_twelve_per_decade():
 def test_log_schedule_does_not_depend_on_where_it_is_asked(n):
     schedule = Schedule(looks_per_decade=n)
     steps = due(schedule, 5000)
-    assert [schedule.next_after(s) for s in range(1000)] == [next(d for d in steps if d > s) for s in range(1000)]
+    assert [schedule.next_after(s) for s in range(1000)] == [
+        next(d for d in steps if d > s) for s in range(1000)
+    ]
 
 
 def test_a_longer_run_continues_the_schedule():
