@@ -27,7 +27,9 @@ def autocovariance(series: Tensor, *, lags: int | None = None) -> Tensor:
     length = series.shape[-1]
     lags = length if lags is None else lags
     if not 1 <= lags <= length:
-        raise ValueError(f"a series of length {length} has between 1 and {length} lags, {lags} were asked for")
+        raise ValueError(
+            f"a series of length {length} has between 1 and {length} lags, {lags} were asked for"
+        )
     x = series.double()
     x = x - x.mean(-1, keepdim=True)
     padded = 2 ** math.ceil(math.log2(length + lags))  # lag l wraps around to 2^n - l: never below `lags`
@@ -46,7 +48,7 @@ def autocorrelation(series: Tensor, *, lags: int | None = None) -> Tensor:
 def integrated_time(series: Tensor, *, cut: Literal["geyer", "sokal"] = "geyer") -> Tensor:
     """Integrated correlation time τ = ½ + Σ_{l≥1} ρ(l), in units of the spacing of the series.
 
-    The mean of T values has the variance of T/(2τ) independent ones. The sum must be cut where noise takes over:
+    The mean of T values has the variance of T/(2τ) independent ones. The sum is cut where noise takes over:
 
     - "geyer": before the first pair with ρ(2m) + ρ(2m+1) ≤ 0 (Geyer, Statist. Sci. 7, 473 (1992));
     - "sokal": at the smallest W ≥ 5 τ(W) (Sokal, Monte Carlo methods in statistical mechanics, 1989).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,6 +12,14 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 Theta = Mapping[str, Tensor]
+
+
+@functools.cache
+def _forward_mode() -> None:
+    """Load the rules of forward mode without the deprecation warning that torch 2.13 gives about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.tanh, (torch.zeros(1),), (torch.ones(1),))
 
 
 def ravel(theta: Theta, *, leading: int = 0) -> Tensor:
@@ -34,7 +43,9 @@ def unravel(vectors: Tensor, like: Theta) -> dict[str, Tensor]:
     """
     sizes = [tensor.numel() for tensor in like.values()]
     if vectors.shape[-1] != sum(sizes):
-        raise ValueError(f"vectors of length {vectors.shape[-1]} for {sum(sizes)} parameters: {', '.join(like)}")
+        raise ValueError(
+            f"vectors of length {vectors.shape[-1]} for {sum(sizes)} parameters: {', '.join(like)}"
+        )
     parts = vectors.split(sizes, dim=-1)
     return {
         name: part.reshape(*vectors.shape[:-1], *tensor.shape)
@@ -58,6 +69,7 @@ def directional_derivatives(
         `theta` is computed once.
     """
     theta = dict(theta)
+    _forward_mode()
 
     def along(direction: Tensor) -> Tensor:
         return jvp(function, (theta,), (unravel(direction, theta),))[1]
@@ -80,6 +92,7 @@ def hessian_products(
         Shape (k, P). The cost of about 2k gradients.
     """
     theta = dict(theta)
+    _forward_mode()
 
     def forward_over_reverse(direction: Tensor) -> Tensor:
         return ravel(jvp(grad(loss), (theta,), (unravel(direction, theta),))[1])
@@ -87,15 +100,15 @@ def hessian_products(
     try:
         return vmap(forward_over_reverse, chunk_size=chunk_size)(directions)
     except (NotImplementedError, RuntimeError) as error:
-        if "forward AD" not in str(error) and "forward-mode" not in str(error):
+        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
             raise
         warnings.warn(
-            f"an operation of the loss has no forward-mode derivative ({str(error)[:80]}); the Hessian is applied "
-            "by reverse over reverse differentiation instead, which needs more memory",
+            f"an operation of the loss has no forward-mode derivative ({str(error)[:80]}); the Hessian is "
+            "applied by reverse over reverse differentiation instead, which needs more memory",
             UserWarning,
             stacklevel=2,
         )
-    _, pull_back = vjp(grad(loss), theta)  # H is symmetric: pᵀH = (Hp)ᵀ
+    pull_back = vjp(grad(loss), theta)[1]  # H is symmetric: pᵀH = (Hp)ᵀ
     return vmap(lambda p: ravel(pull_back(unravel(p, theta))[0]), chunk_size=chunk_size)(directions)
 
 
@@ -144,7 +157,7 @@ def leading_eigenvectors(
             break
         if norm <= 1e-12 * max(scale, math.ulp(1.0)):  # an invariant subspace: go on from a new direction
             image = start.new_zeros(size)
-            image[step % size] = 1.0
+            image[stack.square().sum(0).argmin()] = 1.0  # the coordinate that the basis covers least
             image, norm = image - (stack @ image) @ stack, 0.0
         beta.append(norm)
         basis.append(image / image.norm())

@@ -40,7 +40,11 @@ def fit_line(x: Tensor, y: Tensor) -> LineFit:
     dx, dy = x - mean_x[..., None], y - mean_y[..., None]
     s_xx, s_xy, s_yy = (dx * dx).sum(-1), (dx * dy).sum(-1), (dy * dy).sum(-1)
     slope = s_xy / s_xx
-    rest = (dy - slope[..., None] * dx).square().sum(-1) / (n - 2) if n > 2 else torch.full_like(slope, torch.nan)
+    rest = (
+        (dy - slope[..., None] * dx).square().sum(-1) / (n - 2)
+        if n > 2
+        else torch.full_like(slope, torch.nan)
+    )
     return LineFit(
         slope=slope,
         intercept=mean_y - slope * mean_x,
@@ -95,14 +99,17 @@ def bootstrap(
     """Percentile interval of a statistic.
 
     Args:
-        samples: (n, ...), exchangeable along the first axis, or a time series with `block` > its correlation time.
+        samples: (n, ...), exchangeable along the first axis, or a time series if `block` exceeds its
+            correlation time.
         statistic: from samples (b, n, ...) to values (b, ...): every sample of a batch at once.
         resamples: number of resamples.
         block: length of the blocks of consecutive samples that are drawn together.
         level: share of the resamples inside the interval.
         generator: of the draws.
     """
-    indices = bootstrap_indices(samples.shape[0], resamples, block=block, generator=generator).to(samples.device)
+    indices = bootstrap_indices(samples.shape[0], resamples, block=block, generator=generator).to(
+        samples.device
+    )
     at_once = max(1, 2**24 // max(samples.numel(), 1))  # 2^24 numbers: 128 MB of float64
     replicates = torch.cat([statistic(samples[part]) for part in indices.split(at_once)]).double()
     tails = replicates.new_tensor([(1 - level) / 2, (1 + level) / 2])
