@@ -2,3 +2,8 @@
 
 if __name__ == "callbacks":  # a second copy of every class would make isinstance fail
     raise ImportError("import observatory.callbacks instead of callbacks")
+
+from observatory.callbacks.collective_variables import CollectiveVariables
+from observatory.callbacks.observatory import Observatory
+
+__all__ = ["CollectiveVariables", "Observatory"]

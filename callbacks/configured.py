@@ -30,7 +30,7 @@ def callbacks_from_yaml(path: str | Path) -> list[Callback]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--observe", type=dict[str, Callback])
     named = {"observe": {key: named_after(key, spec) for key, spec in content["observe"].items()}}
-    return list(parser.instantiate_classes(parser.parse_object(named)).observe.values())
+    return list(parser.instantiate(parser.parse_object(named)).observe.values())
 
 
 def named_after(key: str, spec: Any) -> Any:

@@ -1,0 +1,20 @@
+"""Everything at once."""
+
+from __future__ import annotations
+
+from typing_extensions import Unpack
+
+from observatory import ntk
+from observatory.callbacks.callback import ObservingCallback
+from observatory.callbacks.options import WatchingOptions
+
+
+class Observatory(ObservingCallback):
+    """Every instrument there is, with its defaults: `Trainer(callbacks=[Observatory()])`.
+
+    Args:
+        options: see `WatchingOptions`; `max_overhead` is that of all instruments together.
+    """
+
+    def __init__(self, **options: Unpack[WatchingOptions]) -> None:
+        super().__init__([ntk.CollectiveVariables()], **options)

@@ -1,0 +1,57 @@
+"""What the collective variables of a run say, in sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from observatory.records import Finding
+
+if TYPE_CHECKING:
+    from observatory.records import Run
+
+CHANGE = 0.02  # of ln n: smaller changes of the entropy are called none
+
+
+def sentences(run: Run) -> list[Finding]:
+    """Findings of a record; empty before two looks are taken."""
+    if "entropy" not in run or len(run["entropy"]) < 2:
+        return []
+    entropy, trace, n = run["entropy"], run["mean_trace"], run["spectrum"].values.shape[1]
+    finite = np.isfinite(entropy.values)
+    if not finite.all():
+        first = int(entropy.steps[~finite][0])
+        warning = Finding(f"the kernel is not finite from step {first} on: the network has diverged", "warning")
+        if finite.sum() < 2:
+            return [warning]
+    else:
+        warning = None
+    steps, s = entropy.steps[finite], entropy.values[finite]
+    t = trace.values[finite]
+    lowest, highest = int(s.argmin()), int(s.argmax())
+    end = s[-1] - s[0]
+    verdict = "ended where it began"
+    if abs(end) > CHANGE * np.log(n):
+        verdict = "fell (information compression)" if end < 0 else "rose (structure formation)"
+    found = [
+        Finding(
+            f"the kernel's entropy {verdict}: {s[0]:.2f} nat at step {steps[0]}, {s[-1]:.2f} at step {steps[-1]} "
+            f"of at most ln {n} = {np.log(n):.2f}; effective rank {np.exp(s[0]):.1f} to {np.exp(s[-1]):.1f}"
+        ),
+        Finding(
+            f"lowest entropy {s[lowest]:.2f} at step {steps[lowest]}, highest {s[highest]:.2f} "
+            f"at step {steps[highest]}"
+        ),
+        Finding(
+            f"the mean trace went from {t[0]:.3g} to {t[-1]:.3g} (highest {t.max():.3g} at step {steps[t.argmax()]})"
+        ),
+    ]
+    if "distance" in run:
+        distance = run["distance"].values[finite][-1]
+        manner = "feature learning" if distance > 0.1 else "close to lazy training"
+        found.append(Finding(f"the kernel turned by a distance of {distance:.2f} from its first value: {manner}"))
+    if "centred_alignment" in run and np.isfinite(run["centred_alignment"].values[finite]).all():
+        a = run["centred_alignment"].values[finite]
+        found.append(Finding(f"its centred alignment with the targets went from {a[0]:.2f} to {a[-1]:.2f}"))
+    return found if warning is None else [warning, *found]

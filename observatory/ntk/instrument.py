@@ -1,0 +1,128 @@
+"""Collective variables of the empirical NTK as an instrument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from observatory.looking.look import Look
+from observatory.looking.probe import ProbeRequest
+from observatory.ntk import figures, findings
+from observatory.ntk.collective import collective_variables
+from observatory.ntk.empirical import empirical_ntk
+from observatory.observing import Histogram, Instrument
+from observatory.records import Quantity
+
+if TYPE_CHECKING:
+    from observatory.records import Finding, Panel, Run
+
+SCALARS = {
+    "trace": ("‖∇f‖²", "Tr K = Σᵢ Kᵢᵢ, K the trace-contracted empirical NTK on the probe"),
+    "mean_trace": ("‖∇f‖²", "Tr K / n"),
+    "entropy": ("nat", "S = -Σ q ln q, q = λ/Σλ: von Neumann entropy of the spectrum, 0 ≤ S ≤ ln n"),
+    "normalised_entropy": ("1", "S / ln n"),
+    "effective_rank": ("1", "exp S"),
+    "participation_ratio": ("1", "(Tr K)² / ‖K‖²"),
+    "largest_eigenvalue": ("‖∇f‖²", "λ₁"),
+    "largest_share": ("1", "λ₁ / Tr K"),
+    "condition_number": ("1", "λ₁ / max(λₙ, ε λ₁), ε = n · machine epsilon"),
+    "numerical_rank": ("1", "number of eigenvalues above ε λ₁"),
+    "centred_entropy": ("nat", "entropy of HKH, H = I - 11ᵀ/n: without the part that all examples share"),
+    "cosine_entropy": ("nat", "entropy of Kᵢⱼ/√(Kᵢᵢ Kⱼⱼ): directions of the gradients alone"),
+    "self_entropy": ("nat", "entropy of √Kᵢᵢ/Σ√Kⱼⱼ: magnitudes of the gradients alone"),
+    "alignment": ("1", "⟨K, YYᵀ⟩/(‖K‖ ‖YYᵀ‖) with the targets Y"),
+    "centred_alignment": ("1", "the same of HKH and HYYᵀH"),
+    "distance": ("1", "1 - ⟨K, K₀⟩/(‖K‖ ‖K₀‖), K₀ the kernel of the first look"),
+    "velocity": ("1/step", "the same distance to the look before, per step"),
+}
+
+
+class CollectiveVariables(Instrument):
+    """Trace, entropy and spectrum of the empirical NTK on the probe (Tovey et al. 2023, arXiv:2305.00995).
+
+    The kernel is contracted over outputs, K_ij = Σ_c ∇f_c(x_i) · ∇f_c(x_j), of shape (n, n) for n examples.
+
+    Args:
+        keep_kernel: record the matrix itself at every look.
+        options: see `Instrument`.
+    """
+
+    default_name = "ntk"
+    default_probe = ProbeRequest(size=64, balanced=False)
+
+    def __init__(self, *, keep_kernel: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.keep_kernel = keep_kernel
+        self._reference: Tensor | None = None
+        self._previous: tuple[Tensor, int] | None = None
+        self._classes: Tensor | None = None
+
+    def quantities(self) -> dict[str, Quantity]:
+        quantities = {name: Quantity((), unit, text) for name, (unit, text) in SCALARS.items()}
+        quantities["spectrum"] = Quantity(("rank",), "‖∇f‖²", "eigenvalues λ₁ ≥ ... ≥ λₙ of K")
+        if self.keep_kernel:
+            quantities["kernel"] = Quantity(
+                ("example", "example"), "‖∇f‖²", "K, examples sorted by class where the targets are classes"
+            )
+        return quantities
+
+    def settings(self) -> dict[str, Any]:
+        return {"kernel": "trace-contracted", "keep_kernel": self.keep_kernel}
+
+    def observe(self, look: Look) -> Mapping[str, Tensor]:
+        kernel = empirical_ntk(look.model, look.probe.inputs, kind="trace")
+        targets = look.probe.targets if _one_per_row(look.probe.targets, kernel) else None
+        if targets is not None and not targets.is_floating_point():
+            order = targets.argsort(stable=True)
+            kernel, targets = kernel[order][:, order], targets[order]
+        self._reference = kernel if self._reference is None else self._reference
+        moved = None
+        if self._previous is not None:
+            moved = (self._previous[0], float(max(look.step - self._previous[1], 1)))
+        variables = collective_variables(kernel, targets=targets, reference=self._reference, previous=moved)
+        self._previous = (kernel, look.step)
+        found = {name: getattr(variables, name) for name in SCALARS}
+        values = {k: torch.full_like(variables.trace, torch.nan) if v is None else v for k, v in found.items()}
+        values["spectrum"] = variables.eigenvalues
+        return values | ({"kernel": kernel} if self.keep_kernel else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        kernel, step = self._previous or (None, 0)
+        return {"reference": self._reference, "previous": kernel, "step": step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._reference = state["reference"]
+        self._previous = None if state["previous"] is None else (state["previous"], state["step"])
+
+    def charts(self) -> dict[str, list[str]]:
+        return {
+            "Trace": ["mean_trace", "largest_eigenvalue"],
+            "Entropy": ["entropy", "centred_entropy", "cosine_entropy"],
+            "Rank": ["effective_rank", "participation_ratio"],
+            "Alignment": ["alignment", "centred_alignment"],
+            "Distance": ["distance"],
+        }
+
+    def dashboard(self, values: Mapping[str, Tensor]) -> Sequence[Panel | Histogram]:
+        spectrum = values["spectrum"]
+        positive = spectrum[spectrum > 0]
+        shown: list[Panel | Histogram] = [Histogram("log10_eigenvalues", positive.log10())]
+        shown.append(figures.spectrum_panel(spectrum.cpu().numpy()[None], [0]))
+        if "kernel" in values:
+            shown.append(figures.kernel_panel({"": values["kernel"].cpu().numpy()}))
+        return shown
+
+    @staticmethod
+    def figures(run: Run) -> list[Panel]:
+        return figures.panels(run)
+
+    @staticmethod
+    def findings(run: Run) -> list[Finding]:
+        return findings.sentences(run)
+
+
+def _one_per_row(targets: Any, kernel: Tensor) -> bool:
+    return isinstance(targets, Tensor) and targets.ndim >= 1 and len(targets) == len(kernel)
