@@ -111,21 +111,20 @@ def simulate_quadratic_wells(
     epochs: int,
     discard: int,
     generator: torch.Generator,
-    start: Tensor | None = None,
 ) -> Tensor:
     """Mean δ² of an ensemble of SGD runs in wells ½hδ², over replicas and the epochs after `discard`.
+
+    The runs start at δ = 0.
 
     Args:
         curvature: h, shape (d,).
         sampling: noises of one epoch that add up to zero, or independent ones of the same variance.
-        start: δ at the beginning, shape (replicas, d); default zero. A start drawn from a wide distribution
-            approaches the stationary state of flat directions no faster: choose `discard` accordingly.
 
     Returns:
         Shape (d,).
     """
     h = curvature.double()
-    delta = h.new_zeros(replicas, h.shape[0]) if start is None else start.double().clone()
+    delta = h.new_zeros(replicas, h.shape[0])
     velocity, total = torch.zeros_like(delta), torch.zeros_like(h)
     for epoch in range(epochs):
         xi = (

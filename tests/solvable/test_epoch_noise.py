@@ -88,29 +88,12 @@ def test_single_batch_has_no_noise_and_instability_is_infinite():
     ("momentum", "eta", "noise", "expected"), [(0, 0.05, 1.0, RESHUFFLED), (0.9, 0.01, 0.3, WITH_MOMENTUM)]
 )
 def test_ensemble_under_reshuffling(momentum, eta, noise, expected, generator):
-    replicas = 1500
-    kind = {"dtype": torch.float64, "generator": generator}
-    # start with the stationary variance: the flattest direction would need 1/(ηh) = 1000 steps to get there
-    start = torch.randn(replicas, 5, **kind) * torch.tensor(expected, dtype=torch.float64).sqrt()
     seen = simulate_quadratic_wells(
         CURVATURE, learning_rate=eta, momentum=momentum, noise=noise, batches=20, sampling="reshuffled",
-        replicas=replicas, epochs=130, discard=30, start=start, generator=generator,
+        replicas=1500, epochs=100, discard=50, generator=generator,
     )  # fmt: skip
-    # in flat directions the starting point itself stays, so that the ensemble alone averages: √(2/1500) =
-    # 3.7 %, times the share of the variance that is not the epoch's own
-    assert seen[:3].tolist() == pytest.approx(expected[:3], rel=0.02)
-    assert seen[3:].tolist() == pytest.approx(expected[3:], rel=0.08)
-
-
-@pytest.mark.slow
-def test_large_ensemble_under_reshuffling_agrees_within_two_per_cent(generator):
-    kind = {"dtype": torch.float64, "generator": generator}
-    start = torch.randn(20_000, 5, **kind) * torch.tensor(RESHUFFLED, dtype=torch.float64).sqrt()
-    seen = simulate_quadratic_wells(
-        CURVATURE, learning_rate=0.05, batches=20, sampling="reshuffled",
-        replicas=20_000, epochs=120, discard=60, start=start, generator=generator,
-    )  # fmt: skip
-    assert seen.tolist() == pytest.approx(RESHUFFLED, rel=0.02)
+    # one epoch is an independent bridge in flat directions: √(2/(1500 · 50)) = 0.5 %
+    assert seen.tolist() == pytest.approx(expected, rel=0.02)
 
 
 def test_ensemble_under_independent_sampling(generator):
