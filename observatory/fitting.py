@@ -7,11 +7,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import lightning
+from jsonargparse import ActionConfigFile
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+import observatory.callbacks
+import observatory.data
+import observatory.training  # their classes can then be named without their modules
 from observatory.callbacks.callback import ObservingCallback, record_directory
 from observatory.observing.station import Station
 from observatory.records import open_run
@@ -32,7 +37,10 @@ class ObservatoryCLI(LightningCLI):
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        return _Parser(**kwargs)
+        kwargs.setdefault("dump_header", [f"observatory {observatory.__version__}, lightning {lightning.__version__}"])
+        parser = _Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with the configuration.")
+        return parser
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -69,7 +77,7 @@ def fit(arguments: Sequence[str]) -> int:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
-        args=list(arguments),
+        args=None if list(arguments) == sys.argv[1:] else list(arguments),
     )
     return 0
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from observatory.looking.calls import record_calls
+from observatory.looking.look import Loss
 from observatory.looking.model import Forward, ModelFunction, Output
 from observatory.looking.probe import Probe
-from observatory.ntk.gradients import example_gradients, rows
-
-Kind = Literal["full", "trace"]
+from observatory.ntk.blocks import Block, block_size
+from observatory.ntk.claims import claims_of
+from observatory.ntk.directions import CROSSED, KINDS, Kind, output_directions
+from observatory.ntk.gradients import rows
 
 
 def empirical_ntk(
     model: nn.Module | ModelFunction,
     x: Any,
+    x2: Any = None,
     *,
     kind: Kind = "full",
+    outputs: Literal["flat", "per_site"] = "flat",
+    index: int | None = None,
+    targets: Tensor | None = None,
+    targets2: Tensor | None = None,
+    loss: Loss | None = None,
+    layer_scale: Mapping[str, float] | None = None,
     max_memory: int = 2**30,
     forward: Forward | None = None,
     output: Output | None = None,
@@ -27,55 +37,139 @@ def empirical_ntk(
 ) -> Tensor:
     """Θ_(ic)(jd) = ∇f_c(x_i) · ∇f_d(x_j), gradients with respect to the trainable parameters as stored.
 
+    Layer by layer (Novak, Sohl-Dickstein, Schoenholz 2022, arXiv:2206.08720, structured derivatives): one
+    forward pass, one backward pass per output to the activations only, and small Gram matrices. Parameters that
+    no rule covers are treated by the definition, and the log of "observatory.ntk" names them.
+
     Args:
         model: a module (its mode, gradients and buffers stay as they are), looked at in evaluation mode.
         x: N examples along the first axis of a tensor, or of the tensors in a nested structure.
-        kind: "full" gives (N, C, N, C), where outputs with further axes are flattened to C; "trace" gives
-            Σ_c Θ_(ic)(jc), (N, N): a sum over outputs, not a mean.
-        max_memory: bytes that gradients may take at a time.
+        x2: M further examples for a cross kernel; default x itself.
+        kind: with C outputs per example,
+            "full": (N, C, M, C); "trace": Σ_c Θ_(ic)(jc), (N, M), a sum; "mean": the same divided by C;
+            "sum_of_logits": (1/C) Σ_cd Θ_(ic)(jd) (Mohamadi, Bae, Sutherland 2023, arXiv:2206.12543);
+            "output": Θ_(ic)(jc) for c = `index`; "loss": ∇ℓ_i · ∇ℓ_j; "fisher": L_iᵀ Θ_ij L_j / N of shape
+            (N, C, N, C) with L Lᵀ = diag(p) - p pᵀ, whose non-zero eigenvalues are those of the Fisher matrix.
+        outputs: what to do with outputs of shape (N, ..., C): "flat" makes them one output of size C' per
+            example, "per_site" makes every site an example of its own ("full", "trace" and "mean" only).
+        index, targets, targets2, loss: for "output" and "loss".
+        layer_scale: factor of each parameter's part of the kernel by regular-expression-free prefix of its name
+            ("features.0"); default 1.
+        max_memory: bytes that activations and gradients may take at a time.
         forward, output, select: see `ModelFunction.of`.
 
     Returns:
         The kernel, in the dtype of the outputs (half precision is raised to float32), on their device.
 
     Raises:
-        ValueError: if the first axis of the output is not N, or the kind is unknown.
+        ValueError: if the first axis of the output is not the examples', outputs are not finite where the kind
+            needs them, or an argument that the kind needs is missing.
     """
+    parts = empirical_ntk_by_layer(
+        model, x, x2, kind=kind, outputs=outputs, index=index, targets=targets, targets2=targets2, loss=loss,
+        max_memory=max_memory, forward=forward, output=output, select=select,
+    )  # fmt: skip
+    scales = layer_scale or {}
+    unknown = [key for key in scales if not any(_below(name, key) for name in parts)]
+    if unknown:
+        raise ValueError(f"layer_scale names {unknown[0]!r}, which is none of {', '.join(parts)}")
+    total: Tensor | None = None
+    for name, part in parts.items():
+        scale = next((s for key, s in scales.items() if _below(name, key)), 1.0)
+        part = part if scale == 1.0 else part * scale
+        total = part if total is None else total.add_(part)
+    assert total is not None  # at least one parameter is selected
+    return total
+
+
+def empirical_ntk_by_layer(
+    model: nn.Module | ModelFunction,
+    x: Any,
+    x2: Any = None,
+    *,
+    kind: Kind = "full",
+    outputs: Literal["flat", "per_site"] = "flat",
+    index: int | None = None,
+    targets: Tensor | None = None,
+    targets2: Tensor | None = None,
+    loss: Loss | None = None,
+    max_memory: int = 2**30,
+    forward: Forward | None = None,
+    output: Output | None = None,
+    select: str | Callable[[str], bool] | None = None,
+) -> dict[str, Tensor]:
+    """The parts of `empirical_ntk`, whose sum it is, by layer (or by parameter where several layers share it).
+
+    Arguments and errors are those of `empirical_ntk`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     function = ModelFunction.of(model, forward=forward, output=output, select=select)
-    n = len(Probe(x))
-    outputs = _checked_outputs(function, x, n)
-    identity = torch.eye(outputs.numel() // n, dtype=outputs.dtype, device=outputs.device)
-    directions = identity.reshape(-1, 1, *outputs.shape[1:]).expand(-1, n, *outputs.shape[1:])
-    c = len(identity)
-    parameters = sum(p.numel() for p in function.theta.values())
-    size = max(1, min(n, max_memory // (3 * max(1, c * parameters * outputs.element_size()))))
-    blocks = [(start, min(start + size, n)) for start in range(0, n, size)]
-    kernel = outputs.new_empty((n, c, n, c) if kind == "full" else (n, n))
+    n, m = len(Probe(x)), len(Probe(x if x2 is None else x2))
+    shape = _output_shape(function, x)
+    sites = shape[:-1].numel() if outputs == "per_site" else 1
+    if sites > 1 and kind not in ("full", "trace", "mean"):
+        raise ValueError(f"outputs='per_site' goes with kind 'full', 'trace' or 'mean', not {kind!r}")
+    per_site = sites > 1
+    crossed = kind in CROSSED or per_site
+    c = shape.numel()
+    size = block_size(function, x, crossed=crossed, outputs=c, max_memory=max_memory)
 
-    def jacobian(block: tuple[int, int]) -> list[Tensor]:
-        gradients = example_gradients(function, rows(x, *block), directions[:, block[0] : block[1]])
-        return [g.flatten(2) for g in gradients.values()]  # (n, C, P of one parameter)
-
-    for k, first in enumerate(blocks):
-        left = jacobian(first)
-        for second in blocks[k:]:
-            right = left if second is first else jacobian(second)
-            equation = "icp,jdp->icjd" if kind == "full" else "icp,jcp->ij"
-            block = torch.stack([torch.einsum(equation, a, b) for a, b in zip(left, right, strict=True)]).sum(0)
-            at, of = slice(*first), slice(*second)
-            if kind == "full":
-                kernel[at, :, of], kernel[of, :, at] = block, block.permute(2, 3, 0, 1)
-            else:
-                kernel[at, of], kernel[of, at] = block, block.T
-    return kernel
-
-
-def _checked_outputs(function: ModelFunction, x: Any, n: int) -> Tensor:
-    with torch.no_grad():
-        outputs = function(x)
-    if outputs.ndim == 0 or outputs.shape[0] != n:
-        raise ValueError(
-            f"{n} examples gave an output of shape {tuple(outputs.shape)}, whose first axis is not the examples'; "
-            "name the part that is meant with output=, or how the model is called with forward="
+    def block(examples: Any, start: int, stop: int, y: Tensor | None) -> Block:
+        record = record_calls(function, rows(examples, start, stop))
+        if record.output.ndim == 0 or len(record.output) != stop - start:
+            raise ValueError(
+                f"{stop - start} examples gave an output of shape {tuple(record.output.shape)}, whose first axis "
+                "is not the examples'; say which part is meant with output=, or how to call with forward="
+            )
+        v = output_directions(
+            "full" if per_site else kind,
+            record.output.detach(),
+            index=index,
+            targets=None if y is None else y[start:stop],
+            loss=loss,
         )
-    return outputs[:, None] if outputs.ndim == 1 else outputs
+        claims = claims_of(function, record, stop - start)
+        return Block(function, rows(examples, start, stop), record, v, claims)
+
+    parts: dict[str, Tensor] = {}
+    for i in range(0, n, size):
+        left = block(x, i, min(i + size, n), targets)
+        for j in range(i if x2 is None else 0, m, size):
+            same = x2 is None and j == i
+            right = left if same else block(x if x2 is None else x2, j, min(j + size, m), targets if x2 is None else targets2)
+            for name, part in left.parts(right, crossed=crossed):
+                if name not in parts:
+                    parts[name] = part.new_zeros(n, *part.shape[1:2], m, *part.shape[3:]) if crossed else part.new_zeros(n, m)
+                at, of = slice(i, i + left.n), slice(j, j + right.n)
+                if crossed:
+                    parts[name][at, :, of] = part
+                    if x2 is None and not same:
+                        parts[name][of, :, at] = part.permute(2, 3, 0, 1)
+                else:
+                    parts[name][at, of] = part
+                    if x2 is None and not same:
+                        parts[name][of, at] = part.T
+    return {name: _finished(part, kind, sites, c, n) for name, part in parts.items()}
+
+
+def _finished(part: Tensor, kind: Kind, sites: int, c: int, n: int) -> Tensor:
+    """Normalisation, and sites as examples."""
+    if sites > 1:
+        n1, m1 = part.shape[0], part.shape[2]
+        part = part.reshape(n1 * sites, c // sites, m1 * sites, c // sites)
+        part = part if kind == "full" else torch.einsum("icjc->ij", part)
+        return part / (c // sites) if kind == "mean" else part
+    if kind == "mean":
+        return part / c
+    return part / n if kind == "fisher" else part
+
+
+def _output_shape(function: ModelFunction, x: Any) -> torch.Size:
+    """Shape of one example's output."""
+    with torch.no_grad():
+        return function(rows(x, 0, 1)).shape[1:]
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")

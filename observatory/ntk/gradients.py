@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from observatory.looking.model import ModelFunction
@@ -36,7 +37,8 @@ def example_gradients(
         return gradients
 
     axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, x)
-    return dict(torch.func.vmap(one, in_dims=(axes, 1))(x, directions))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no batching rule
+        return dict(torch.func.vmap(one, in_dims=(axes, 1))(x, directions))
 
 
 def rows(x: Any, start: int, stop: int) -> Any:

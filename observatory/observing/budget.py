@@ -86,9 +86,14 @@ class Budget:
         self._begun, self._observed = time.perf_counter(), 0.0
 
     @property
+    def training_here(self) -> float:
+        """Seconds since `begin` that went into everything but observing."""
+        return max(0.0, time.perf_counter() - self._begun - self._observed)
+
+    @property
     def training(self) -> float:
-        """Seconds of the run that went into everything but observing."""
-        return self._before + max(0.0, time.perf_counter() - self._begun - self._observed)
+        """Seconds of the whole run, over all resumptions, that went into everything but observing."""
+        return self._before + self.training_here
 
     @property
     def share(self) -> float:
@@ -108,10 +113,13 @@ class Budget:
             self._mean = 0.7 * self._mean + 0.3 * seconds if self._mean else seconds
             self.expected = max(seconds, self._mean)
 
-    def charge_sample(self, seconds: float) -> None:
-        """Book the cost of a sample."""
+    def charge_other(self, seconds: float, *, free: bool = False) -> None:
+        """Book the cost of a sample or a figure, which says nothing about that of the next look."""
         self._observed += seconds
-        self.spent += seconds
+        if free:
+            self.free += seconds
+        else:
+            self.spent += seconds
 
     def seconds_to_wait(self, cost: float | None = None, *, whole_run: float | None = None) -> float:
         """Seconds of further training until `cost` (default: one more look) can be afforded; 0 if it can be

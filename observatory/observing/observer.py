@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from observatory.observing.schedule import Schedule
 from observatory.observing.source import ProbeSource
 from observatory.observing.station import Station
 
+STEPS_TO_EXTRAPOLATE = 10  # the first steps of a run are slow
 FIGURES_PER_DECADE = 3.0  # figures cost a hundred times what scalars do
 
 
@@ -108,7 +108,7 @@ class Observer:
             self._cannot_look(error)
             return
         self._source, self._optimizers = source, tuple(optimizers)
-        self._begun, self._begun_at, self._total_steps = time.perf_counter(), step, total_steps
+        self._begun_at, self._total_steps = step, total_steps
         self._dashboards = dashboards if rank() == 0 else ()
         if rank() == 0 and directory is not None:
             self._open_record(directory, step, metadata or {})
@@ -137,7 +137,7 @@ class Observer:
                 station.sample(self._maker(step, epoch), step, self._device)
             elif station.sampling:
                 self._conclude(station, step, epoch)
-            if step >= station.next and station.due(step, *self._pace(step)):
+            if step >= station.next and station.due(step, *self._pace(station, step)):
                 self._look(station, step, epoch)
 
     def after_epoch(self, step: int, epoch: int) -> None:
@@ -147,7 +147,7 @@ class Observer:
         for station in self.stations:
             if station.schedule.due_after_epoch(epoch) and station.last < step:
                 station.next = station.planned_at = step
-                if station.due(step, *self._pace(step)):
+                if station.due(step, *self._pace(station, step)):
                     self._look(station, step, epoch)
 
     def finish(self, step: int, epoch: int) -> None:
@@ -220,12 +220,13 @@ class Observer:
         assert self._live is not None  # set in `start`
         return next(self._live.module.parameters()).device
 
-    def _pace(self, step: int) -> tuple[float, float | None]:
+    def _pace(self, station: Station, step: int) -> tuple[float, float | None]:
         """Seconds per step so far, and expected seconds of the whole run where its length is known."""
-        done = step - self._begun_at
-        per_step = (time.perf_counter() - self._begun) / max(done, 1)
-        whole = self._total_steps
-        return per_step, None if whole is None or whole < 0 or math.isinf(whole) else per_step * whole
+        done, whole = step - self._begun_at, self._total_steps
+        per_step = station.budget.training_here / max(done, 1)
+        if whole is None or whole < 0 or done < STEPS_TO_EXTRAPOLATE:
+            return per_step, None
+        return per_step, per_step * whole
 
     # Showing
 
@@ -249,7 +250,7 @@ class Observer:
                 raise
             warn(f"the dashboard of {station.instrument.name!r} could not be drawn: {error}")
         self._figures_cost = time.perf_counter() - started
-        station.budget.charge_sample(0.0 if free else self._figures_cost)
+        station.budget.charge_other(self._figures_cost, free=free)
         if station is self.stations[-1]:
             self._figures_due = self._figures.next_after(step)
 

@@ -108,7 +108,7 @@ class Station:
         self.sampling = True
         started = time.perf_counter()
         self._write(step, self._guarded(lambda: self.instrument.sample(make(self)) or {}, device))
-        self.budget.charge_sample(time.perf_counter() - started)
+        self.budget.charge_other(time.perf_counter() - started)
 
     def conclude(
         self, make: Callable[[Station], Look], step: int, device: torch.device

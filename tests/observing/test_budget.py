@@ -74,7 +74,7 @@ def test_first_and_last_looks_are_free_and_samples_are_not(clock):
     clock.now += 10
     budget.charge_look(3.0, free=True)
     assert budget.spent == 0.0
-    budget.charge_sample(0.1)
+    budget.charge_other(0.1)
     assert budget.spent == 0.1
     assert budget.training == pytest.approx(10 - 3.1)
 
