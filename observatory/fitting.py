@@ -37,9 +37,13 @@ class ObservatoryCLI(LightningCLI):
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        kwargs.setdefault("dump_header", [f"observatory {observatory.__version__}, lightning {lightning.__version__}"])
+        kwargs.setdefault(
+            "dump_header", [f"observatory {observatory.__version__}, lightning {lightning.__version__}"]
+        )
         parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with the configuration.")
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="A YAML file with the configuration."
+        )
         return parser
 
     @override

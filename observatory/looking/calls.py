@@ -1,30 +1,54 @@
-"""Recorded leaf calls: what went into each layer, and how the output depends on what came out of it."""
+"""Recorded layer calls: what went into each layer, and how the output depends on what came out of it."""
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional
 
 from observatory.looking.model import ModelFunction
 
+# The functions through which PyTorch's layers use their weights, with the names of their arguments. Recording
+# functions instead of modules also sees `F.linear(x, self.weight)` and the inside of multi-head attention.
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+LAYERS: dict[str, tuple[str, ...]] = {
+    "linear": ("input", "weight", "bias"),
+    "conv1d": _CONVOLUTION,
+    "conv2d": _CONVOLUTION,
+    "conv3d": _CONVOLUTION,
+    "embedding": tuple(inspect.signature(functional.embedding).parameters),
+    "layer_norm": tuple(inspect.signature(functional.layer_norm).parameters),
+    "rms_norm": tuple(inspect.signature(functional.rms_norm).parameters),
+    "group_norm": tuple(inspect.signature(functional.group_norm).parameters),
+    "batch_norm": tuple(inspect.signature(functional.batch_norm).parameters),
+}
+
 
 @dataclass(frozen=True, eq=False)
-class LeafCall:
-    """One call of one module that owns selected parameters."""
+class LayerCall:
+    """One call of one of `LAYERS` with selected parameters."""
 
-    name: str  # of the module, as in `named_modules()`
-    module: nn.Module  # the twin's; its parameters are on the meta device
-    parameters: dict[str, str]  # own name ("weight") to the name of the model's parameter
-    inputs: tuple[Any, ...]  # positional, detached
-    keywords: dict[str, Any]
-    buffers: dict[str, Tensor]  # of the module, at the time of the call
+    layer: str  # "linear", "conv2d", ...
+    parameters: dict[str, str]  # argument ("weight", "bias") to the name of the model's parameter
+    arguments: dict[str, Any]  # by name, tensors detached; without those parameters
+    weight_shape: torch.Size | None
     shape: torch.Size  # of the output
-    edge: GradientEdge  # of the output, as it came out of the module
+    edge: GradientEdge  # of the output, as it came out of the call
+
+    @property
+    def input(self) -> Tensor:
+        tensor: Tensor = self.arguments["input"]
+        return tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +56,19 @@ class RecordedForward:
     """One forward pass: the output, the calls, and how often each selected parameter entered the graph."""
 
     output: Tensor  # (N, ..., C), with its graph
-    calls: list[LeafCall]
-    theta: dict[str, Tensor]  # the selected parameters as leaves of the graph
+    calls: list[LayerCall]
     uses: Counter[str]  # edges of the graph that lead into each parameter
 
-    def gradients(self, direction: Tensor, calls: list[LeafCall]) -> list[Tensor]:
+    def gradients(self, direction: Tensor, calls: list[LayerCall]) -> list[Tensor]:
         """∂(Σ v·f)/∂s for the output s of each call; zeros where the output does not depend on it.
 
         Args:
             direction: v, of the shape of the output.
         """
+        if not calls:
+            return []
         edges = [call.edge for call in calls]
-        found = torch.autograd.grad(self.output, edges, direction, retain_graph=True, allow_unused=True)  # type: ignore[call-overload]
+        found = torch.autograd.grad(self.output, edges, direction, retain_graph=True, allow_unused=True)
         return [
             self.output.new_zeros(call.shape) if gradient is None else gradient
             for call, gradient in zip(calls, found, strict=True)
@@ -51,69 +76,78 @@ class RecordedForward:
 
 
 def record_calls(function: ModelFunction, x: Any) -> RecordedForward:
-    """Run the model once on `x` and record the calls of every module that owns a selected parameter.
+    """Run the model once on `x` and record every call of a layer function with a selected parameter.
 
-    Gradients refer to what a module returned even if it is overwritten afterwards (`ReLU(inplace=True)`): the
+    Gradients refer to what a layer returned even if it is overwritten afterwards (`ReLU(inplace=True)`): the
     edge of the graph is taken at the time of the call. Inputs that are overwritten later are copied, at the
     price of a second pass.
     """
-    calls, versions, record = _run(function, x, copy=False)
-    if any(tensor._version != version for tensor, version in versions):
-        calls, _, record = _run(function, x, copy=True)
-    output, theta = record
-    return RecordedForward(output, calls, theta, _uses(output, theta))
+    recorder = _Recorder(function, copy=False)
+    output = recorder.run(x)
+    if any(tensor._version != version for tensor, version in recorder.versions):
+        recorder = _Recorder(function, copy=True)
+        output = recorder.run(x)
+    return RecordedForward(output, recorder.calls, _uses(output, recorder.names))
 
 
-def _run(
-    function: ModelFunction, x: Any, *, copy: bool
-) -> tuple[list[LeafCall], list[tuple[Tensor, int]], tuple[Tensor, dict[str, Tensor]]]:
-    theta = {name: tensor.detach().requires_grad_() for name, tensor in function.theta.items()}
-    names = {id(p): name for name, p in function.twin.named_parameters()}
-    calls: list[LeafCall] = []
-    versions: list[tuple[Tensor, int]] = []
+class _Recorder:
+    def __init__(self, function: ModelFunction, *, copy: bool) -> None:
+        self.function, self.copy = function, copy
+        self.theta = {name: tensor.detach().requires_grad_() for name, tensor in function.theta.items()}
+        self.names = {id(tensor): name for name, tensor in self.theta.items()}
+        self.calls: list[LayerCall] = []
+        self.versions: list[tuple[Tensor, int]] = []
+        self.thread = threading.get_ident()
 
-    def keep(value: Any) -> Any:
+    def run(self, x: Any) -> Tensor:
+        with self._listening(), torch.enable_grad():
+            return self.function(x, self.theta)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        originals = {layer: getattr(functional, layer) for layer in LAYERS}
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # it fuses a whole transformer layer into one call
+        try:
+            for layer, original in originals.items():
+                setattr(functional, layer, self._heard(layer, original))
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for layer, original in originals.items():
+                setattr(functional, layer, original)
+
+    def _heard(self, layer: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The layer function, which also takes notes; calls of other threads pass through."""
+
+        @wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            output = original(*args, **kwargs)
+            if threading.get_ident() == self.thread:
+                self._note(layer, dict(zip(LAYERS[layer], args, strict=False)) | kwargs, output)
+            return output
+
+        return call
+
+    def _note(self, layer: str, arguments: dict[str, Any], output: Tensor) -> None:
+        mine = {key: self.names[id(value)] for key, value in arguments.items() if id(value) in self.names}
+        if not mine:
+            return
+        weight = arguments.get("weight")
+        kept = {key: self._kept(value) for key, value in arguments.items() if key not in mine}
+        shape = None if weight is None else weight.shape
+        self.calls.append(LayerCall(layer, mine, kept, shape, output.shape, get_gradient_edge(output)))
+
+    def _kept(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        value = value.detach().clone() if copy else value.detach()
-        versions.append((value, value._version))
+        value = value.detach().clone() if self.copy else value.detach()
+        self.versions.append((value, value._version))
         return value
 
-    def hook(name: str, owned: dict[str, str], module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:
-            inputs = tuple(keep(value) for value in args)
-            keywords = {key: keep(value) for key, value in kwargs.items()}
-            buffers = {key: value for key, value in module._buffers.items() if value is not None}
-            edge = get_gradient_edge(output)
-            calls.append(LeafCall(name, module, owned, inputs, keywords, buffers, output.shape, edge))
 
-    handles = []
-    for name, module in function.twin.named_modules():
-        owned = {own: names[id(p)] for own, p in module._parameters.items() if p is not None}
-        owned = {own: full for own, full in owned.items() if full in theta}
-        if owned:
-
-            def bound(
-                module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name, owned: dict[str, str] = owned
-            ) -> None:
-                hook(name, owned, module, args, kwargs, output)
-
-            handles.append(module.register_forward_hook(bound, with_kwargs=True))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodule
-    try:
-        with torch.enable_grad():
-            output = function(x, theta)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for handle in handles:
-            handle.remove()
-    return calls, versions, (output, theta)
-
-
-def _uses(output: Tensor, theta: dict[str, Tensor]) -> Counter[str]:
-    """How many edges of the graph lead into each parameter: the calls that hooks see may not be all."""
-    names = {id(tensor): name for name, tensor in theta.items()}
+def _uses(output: Tensor, names: dict[int, str]) -> Counter[str]:
+    """How many edges of the graph lead into each parameter: the calls that were heard may not be all."""
     uses: Counter[str] = Counter()
     waiting: list[Node] = [] if output.grad_fn is None else [output.grad_fn]
     seen = set(waiting)

@@ -1,4 +1,5 @@
-"""Blocks of examples: as many at a time as memory allows, by rule where there is one, else by the definition."""
+"""Blocks of examples: as many at a time as memory allows, by rule where there is one, else by the definition.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from observatory.looking.calls import RecordedForward, record_calls
+from observatory.looking.calls import LayerCall, RecordedForward, record_calls
 from observatory.looking.model import ModelFunction
 from observatory.ntk.claims import Claims
 from observatory.ntk.contraction import Side, crossed, paired
@@ -34,7 +35,8 @@ class Block:
         return self.directions.shape[1]
 
     def parts(self, other: Block, *, crossed: bool) -> Iterator[tuple[str, Tensor]]:
-        """The kernel of this block's examples with another's, by layer: (n, D, m, E) if crossed, else (n, m)."""
+        """The kernel of this block's examples with another's, by layer: (n, D, m, E) if crossed, else (n, m).
+        """
         names = [_layer(claim.names) for claim in self.claims.claims]
         parts = _crossed(self, other) if crossed else paired(self.side, other.side)
         yield from zip(names, parts, strict=True)
@@ -66,14 +68,14 @@ def block_size(function: ModelFunction, x: Any, *, crossed: bool, outputs: int, 
     activations = sum(call.shape.numel() for call in one.calls)
     patches = max((_patches(call) for call in one.calls), default=0)
     directions = outputs if crossed else 1
-    largest = max((function.theta[name].numel() for name in function.selected), default=0)
+    largest = max(function.theta[name].numel() for name in function.selected)
     numbers = activations * (3 + (directions if crossed else 0)) + patches + 2 * directions * largest
     return max(1, max_memory // max(1, numbers * one.output.element_size()))
 
 
-def _patches(call: Any) -> int:
-    size = getattr(call.module, "kernel_size", None)
-    if size is None:
+def _patches(call: LayerCall) -> int:
+    """Numbers in U for one example."""
+    shape = call.weight_shape
+    if shape is None or not call.layer.startswith("conv"):
         return 0
-    kernel = torch.Size(size).numel() * call.module.in_channels
-    return int(call.shape.numel() // call.module.out_channels * kernel)
+    return call.shape.numel() // shape[0] * shape[1:].numel() * call.arguments.get("groups", 1)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from observatory.looking.calls import LeafCall, RecordedForward
+from observatory.looking.calls import LayerCall, RecordedForward
 from observatory.looking.model import ModelFunction
-from observatory.ntk.factors import ConvolutionFactors, Factors, SiteFactors, rule_of
+from observatory.ntk.factors import Factors, Layout, SiteFactors, by_example, rule_of
 
 _log = logging.getLogger("observatory.ntk")
+_KEPT = "_observatory_claims"  # attribute of the twin
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Claim:
     """How one contribution is computed, for any examples: by position of the calls in the forward pass."""
 
     calls: tuple[int, ...]  # several where a parameter is used several times
-    own: tuple[str, ...]  # names of the parameters in those modules, one per call if there are several calls
+    own: tuple[str, ...]  # arguments of that call; one per call if there are several calls
     names: tuple[str, ...]  # of the model's parameters that are accounted for
-    axes: tuple[int, ...]  # which axis of each call's tensors runs over examples
+    layouts: tuple[Layout, ...]  # of each call
 
 
 @dataclass(frozen=True)
@@ -35,98 +35,100 @@ class Claims:
     fallback: tuple[str, ...]
 
 
-def claims_of(function: ModelFunction, record: RecordedForward, n: int) -> Claims:
+def claims_of(function: ModelFunction, record: RecordedForward) -> Claims:
     """Assign every selected parameter to recorded calls, or to the fallback. Kept on the twin once found.
 
-    A parameter is left to the fallback if the graph uses it more often than its calls were recorded (it is used
-    by code that no hook sees), if a call has no rule, or if no axis of a call runs over examples.
+    A parameter is left to the fallback if the graph uses it more often than calls were heard, if a call has
+    no rule, or if its tensors do not run over the examples.
 
     Raises:
+        ValueError: if an example's output depends on the other examples of the batch.
         RuntimeError: if a parameter would be counted twice or not at all.
     """
-    key = (function.selected, n, tuple((call.name, call.shape) for call in record.calls))
-    known = function.twin.__dict__.setdefault("_observatory_claims", {})
+    n = len(record.output)
+    key = (function.selected, n, tuple((call.layer, call.shape) for call in record.calls))
+    known = function.twin.__dict__.setdefault(_KEPT, {})
     if key not in known:
-        known[key] = _assign(function, record, n)
-    return known[key]
+        known[key] = _assign(function, record, _layouts(record, n))
+    claims: Claims = known[key]
+    return claims
 
 
-def _assign(function: ModelFunction, record: RecordedForward, n: int) -> Claims:
-    users: dict[str, list[tuple[int, str]]] = defaultdict(list)  # parameter to (call, own name)
+def factors_of(claim: Claim, record: RecordedForward) -> list[Factors]:
+    """The factors of a claim's calls, for the examples of this forward pass."""
+    own = [claim.own] if len(claim.calls) == 1 else [(one,) for one in claim.own]
+    made = []
+    for k, names, layout in zip(claim.calls, own, claim.layouts, strict=True):
+        rule = rule_of(record.calls[k])
+        assert rule is not None  # or it would not be claimed
+        made.append(rule(record.calls[k], names, len(record.output), layout))
+    return made
+
+
+def _assign(function: ModelFunction, record: RecordedForward, layouts: list[Layout | None]) -> Claims:
+    users: dict[str, list[tuple[int, str]]] = defaultdict(list)  # parameter to (call, argument)
     for k, call in enumerate(record.calls):
         for own, name in call.parameters.items():
             users[name].append((k, own))
-    axes = _example_axes(record, n)
-    covered: dict[str, list[tuple[int, str]]] = {}
-    for name in function.selected:
-        ruled = [rule_of(record.calls[k].module) is not None and axes[k] is not None for k, _ in users[name]]
-        if users[name] and all(ruled) and record.uses[name] == len(users[name]):
-            covered[name] = users[name]
-    fallback = tuple(name for name in function.selected if name not in covered and record.uses[name])
-    if fallback:
-        _log.info("no rule for %s: their part of the kernel is computed by the definition", ", ".join(fallback))
+    used = [name for name in function.selected if record.uses[name]]
+    covered = {
+        name: users[name]
+        for name in used
+        if len(users[name]) == record.uses[name] and all(layouts[k] is not None for k, _ in users[name])
+    }
     claims = []
     for k, call in enumerate(record.calls):  # parameters of one call, used nowhere else, together
         own = tuple(o for o, name in call.parameters.items() if covered.get(name) == [(k, o)])
         if own:
-            claims.append(Claim((k,), own, tuple(call.parameters[o] for o in own), (axes[k] or 0,)))
+            names = tuple(call.parameters[o] for o in own)
+            claims.append(Claim((k,), own, names, (layouts[k] or "outer",)))
     for name, uses in covered.items():
         if len(uses) > 1:
             calls, owns = zip(*uses, strict=True)
-            claims.append(Claim(calls, owns, (name,), tuple(axes[k] or 0 for k in calls)))
+            claims.append(Claim(calls, owns, (name,), tuple(layouts[k] or "outer" for k in calls)))
+    fallback = tuple(name for name in used if name not in covered)
     counted = [name for claim in claims for name in claim.names] + list(fallback)
-    missing = {name for name in function.selected if record.uses[name]} - set(counted)
-    if missing or len(set(counted)) != len(counted):
-        raise RuntimeError(f"parameters claimed twice or not at all: {sorted(missing) or sorted(counted)}")
+    if sorted(counted) != sorted(used):
+        raise RuntimeError(
+            f"parameters claimed twice or not at all: {sorted(set(used) ^ set(counted)) or counted}"
+        )
+    if fallback:
+        _log.info(
+            "no rule for %s: their part of the kernel is computed by the definition", ", ".join(fallback)
+        )
     return Claims(tuple(claims), fallback)
 
 
-def _example_axes(record: RecordedForward, n: int) -> list[int | None]:
-    """For each call the axis of its tensors that runs over examples, found by experiment.
+def _layouts(record: RecordedForward, n: int) -> list[Layout | None]:
+    """Where each call has its examples, found by experiment; None where nowhere, or there is no rule.
 
-    With an output direction that vanishes on some examples, their part of B must vanish exactly, and nobody
-    else's. Layouts such as (time, example, feature) or (example·window, token, feature) are told apart so.
+    With an output direction that vanishes on some examples, B must vanish exactly on their part of the call.
+    Layouts such as (time, example, feature) or (example·window, token, feature) are told apart so.
     """
-    mask = torch.arange(n, device=record.output.device) % 3 == 1 if n > 1 else torch.zeros(1, dtype=torch.bool)
+    silent = torch.arange(n, device=record.output.device) % 3 == 1
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(record.output.shape, generator=generator).to(record.output)
-    direction[mask] = 0
-    found = []
-    for call, gradient in zip(record.calls, record.gradients(direction, record.calls), strict=True):
-        found.append(_axis(call, gradient, mask, n))
-    return found
+    direction[silent] = 0
+    found = record.gradients(direction, record.calls)
+    return [_layout(call, b, silent) for call, b in zip(record.calls, found, strict=True)]
 
 
-def _axis(call: LeafCall, gradient: Tensor, mask: Tensor, n: int) -> int | None:
-    rule = rule_of(call.module)
-    if rule is None or not call.inputs or not isinstance(call.inputs[0], Tensor):
+def _layout(call: LayerCall, gradient: Tensor, silent: Tensor) -> Layout | None:
+    rule, n = rule_of(call), len(silent)
+    if rule is None:
         return None
-    if rule is ConvolutionFactors and gradient.ndim != len(call.module.kernel_size) + 2:  # type: ignore[arg-type]
-        return None
-    for axis in (0, 1) if issubclass_of_sites(rule) else (0,):
-        if gradient.ndim <= axis or gradient.shape[axis] % n or call.inputs[0].ndim <= axis:
-            continue
-        if axis == 1 and (rule is ConvolutionFactors or gradient.ndim < 3):
-            continue
-        by_example = gradient.movedim(axis, 0).reshape(n, -1)
-        if not by_example[mask.to(gradient.device)].any():
-            return axis
+    candidates: list[Layout] = []
+    if gradient.shape[0] % n == 0:
+        candidates += ["outer"] if gradient.shape[0] == n else ["outer", "inner"]
+    if issubclass(rule, SiteFactors) and not call.layer.startswith("conv") and gradient.ndim > 2:
+        candidates += ["second"] if gradient.shape[1] == n else []
+    for layout in candidates:
+        if _fits(call, layout, n) and not by_example(gradient, n, layout)[silent].any():
+            return layout
     return None
 
 
-def issubclass_of_sites(rule: Any) -> bool:
-    return isinstance(rule, type) and issubclass(rule, Factors)
-
-
-def factors_of(claim: Claim, record: RecordedForward, n: int) -> list[Factors]:
-    """The factors of a claim's calls for these examples."""
-    own = [claim.own] if len(claim.calls) == 1 else [(o,) for o in claim.own]
-    made = []
-    for k, names, axis in zip(claim.calls, own, claim.axes, strict=True):
-        rule = rule_of(record.calls[k].module)
-        assert rule is not None  # or it would not be claimed
-        made.append(rule(record.calls[k], names, n, axis))
-    return made
-
-
-__all__ = ["Claim", "Claims", "SiteFactors", "claims_of", "factors_of"]
+def _fits(call: LayerCall, layout: Layout, n: int) -> bool:
+    """Whether the input has its examples where the output has."""
+    axis = 1 if layout == "second" else 0
+    return call.input.ndim > axis and call.input.shape[axis] == call.shape[axis]

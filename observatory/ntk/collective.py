@@ -32,7 +32,9 @@ class KernelVariables:
     alignment: Tensor | None = None  # ⟨K, YYᵀ⟩ / (‖K‖ ‖YYᵀ‖)
     centred_alignment: Tensor | None = None  # the same of HKH and HYYᵀH (CKA)
     distance: Tensor | None = None  # 1 - ⟨K, K'⟩ / (‖K‖ ‖K'‖), K' the reference
-    velocity: Tensor | None = None  # the same to the previous kernel, per step if the number of steps is given
+    velocity: Tensor | None = (
+        None  # the same to the previous kernel, per step if the number of steps is given
+    )
 
 
 def collective_variables(
@@ -48,14 +50,15 @@ def collective_variables(
 
     Args:
         matrix: (..., n, n), symmetric and positive semi-definite.
-        targets: (n,) integer classes, taken one-hot, or (n, k) values: gives `alignment`, `centred_alignment`.
+        targets: (n,) integer classes, taken one-hot, or (n, k) values: gives `alignment`,
+            `centred_alignment`.
         reference: (..., n, n), the kernel at initialisation for example: gives `distance` (Fort et al. 2020,
             arXiv:2010.15110).
         previous: the kernel of the look before, or (kernel, number of steps since): gives `velocity`.
 
     Raises:
-        ValueError: if the matrix is not square, not symmetric, has an eigenvalue below -1e-4 λ₁, or is a kernel
-            of shape (N, C, N, C); or if an argument's shape does not fit.
+        ValueError: if the matrix is not square, not symmetric, has an eigenvalue below -1e-4 λ₁, or is a
+            kernel of shape (N, C, N, C); or if an argument's shape does not fit.
     """
     _check(matrix)
     n = matrix.shape[-1]
@@ -159,7 +162,9 @@ def _outer(targets: Tensor, n: int) -> Tensor:
 def _check(matrix: Tensor) -> None:
     shape = tuple(matrix.shape)
     if matrix.ndim == 4 and shape[:2] == shape[2:] and shape[2] != shape[3]:
-        raise ValueError(f"a kernel of shape (N, C, N, C) = {shape} must be made a matrix first: to_matrix(kernel)")
+        raise ValueError(
+            f"a kernel of shape (N, C, N, C) = {shape} must be made a matrix first: to_matrix(kernel)"
+        )
     if matrix.ndim < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(
             f"a kernel matrix has shape (..., n, n), got {shape}; "

@@ -23,7 +23,7 @@ class Side:
     factors: list[list[Factors]] = field(init=False)  # by claim, by use
 
     def __post_init__(self) -> None:
-        self.factors = [factors_of(claim, self.record, self.n) for claim in self.claims]
+        self.factors = [factors_of(claim, self.record) for claim in self.claims]
 
     @property
     def n(self) -> int:
@@ -77,14 +77,24 @@ def crossed(left: Side, right: Side) -> Iterator[Tensor]:
         else:
             rows = torch.stack([_gradients(uses, b[k]) for b in b_left], 1)
             columns = rows if right is left else torch.stack([_gradients(others, b[k]) for b in b_right], 1)
-        yield (rows.flatten(0, 1) @ columns.flatten(0, 1).T).unflatten(0, rows.shape[:2]).unflatten(2, columns.shape[:2])
+        yield (
+            (rows.flatten(0, 1) @ columns.flatten(0, 1).T)
+            .unflatten(0, rows.shape[:2])
+            .unflatten(2, columns.shape[:2])
+        )
 
 
 def _gradients(uses: list[Factors], b: list[Tensor]) -> Tensor:
-    """Per-example gradients (n, P) of one claim: the sum over the uses of a parameter that is used repeatedly."""
+    """Per-example gradients (n, P) of one claim: the sum over the uses of a parameter that is used
+    repeatedly.
+    """
     if len(uses) == 1:
         factor = uses[0]
-        return factor.gradients(b[0]) if isinstance(factor, SiteFactors) else _rows(factor.parameter_gradients(b[0]))
+        return (
+            factor.gradients(b[0])
+            if isinstance(factor, SiteFactors)
+            else _rows(factor.parameter_gradients(b[0]))
+        )
     each = [_rows(factor.parameter_gradients(one)) for factor, one in zip(uses, b, strict=True)]
     return torch.stack(each).sum(0)
 

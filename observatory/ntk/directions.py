@@ -16,7 +16,12 @@ CROSSED = ("full", "fisher")  # kernels between all pairs of directions; the oth
 
 
 def output_directions(
-    kind: Kind, outputs: Tensor, *, index: int | None = None, targets: Tensor | None = None, loss: Loss | None = None
+    kind: Kind,
+    outputs: Tensor,
+    *,
+    index: int | None = None,
+    targets: Tensor | None = None,
+    loss: Loss | None = None,
 ) -> Tensor:
     """The directions v that make the kernel `kind`, shape (D, N, *output).
 
@@ -54,9 +59,13 @@ def loss_gradients(outputs: Tensor, targets: Tensor, loss: Loss | None = None) -
         ValueError: if there is not one target per example, or a class is not below C.
     """
     if len(targets) != len(outputs):
-        raise ValueError(f"{len(outputs)} examples and {len(targets)} targets: one target per example is needed")
+        raise ValueError(
+            f"{len(outputs)} examples and {len(targets)} targets: one target per example is needed"
+        )
     if loss is None and not targets.is_floating_point() and int(targets.max()) >= outputs.shape[-1]:
-        raise ValueError(f"class {int(targets.max())} among the targets, but the model has {outputs.shape[-1]} outputs")
+        raise ValueError(
+            f"class {int(targets.max())} among the targets, but the model has {outputs.shape[-1]} outputs"
+        )
     with torch.enable_grad():
         free = outputs.detach().requires_grad_()
         value = (loss or likelihood_loss)(free, targets)
@@ -64,7 +73,8 @@ def loss_gradients(outputs: Tensor, targets: Tensor, loss: Loss | None = None) -
 
 
 def categorical_root(logits: Tensor) -> Tensor:
-    """L with L Lᵀ = H = diag(p) - p pᵀ, p = softmax f: L = diag(√p) - p √pᵀ, (N, C, C), stable where p saturates.
+    """L with L Lᵀ = H = diag(p) - p pᵀ, p = softmax f: L = diag(√p) - p √pᵀ, (N, C, C), stable where p
+    saturates.
 
     Args:
         logits: (N, C).

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from observatory.looking.calls import record_calls
 from observatory.looking.look import Loss
@@ -16,6 +17,8 @@ from observatory.ntk.blocks import Block, block_size
 from observatory.ntk.claims import claims_of
 from observatory.ntk.directions import CROSSED, KINDS, Kind, output_directions
 from observatory.ntk.gradients import rows
+
+INDEPENDENCE = 1e-3  # relative; other kernels of BLAS for one row than for many differ by 1e-6
 
 
 def empirical_ntk(
@@ -38,8 +41,8 @@ def empirical_ntk(
     """Θ_(ic)(jd) = ∇f_c(x_i) · ∇f_d(x_j), gradients with respect to the trainable parameters as stored.
 
     Layer by layer (Novak, Sohl-Dickstein, Schoenholz 2022, arXiv:2206.08720, structured derivatives): one
-    forward pass, one backward pass per output to the activations only, and small Gram matrices. Parameters that
-    no rule covers are treated by the definition, and the log of "observatory.ntk" names them.
+    forward pass, one backward pass per output to the activations only, and small Gram matrices. Parameters
+    that no rule covers are treated by the definition, and the log of "observatory.ntk" names them.
 
     Args:
         model: a module (its mode, gradients and buffers stay as they are), looked at in evaluation mode.
@@ -49,12 +52,13 @@ def empirical_ntk(
             "full": (N, C, M, C); "trace": Σ_c Θ_(ic)(jc), (N, M), a sum; "mean": the same divided by C;
             "sum_of_logits": (1/C) Σ_cd Θ_(ic)(jd) (Mohamadi, Bae, Sutherland 2023, arXiv:2206.12543);
             "output": Θ_(ic)(jc) for c = `index`; "loss": ∇ℓ_i · ∇ℓ_j; "fisher": L_iᵀ Θ_ij L_j / N of shape
-            (N, C, N, C) with L Lᵀ = diag(p) - p pᵀ, whose non-zero eigenvalues are those of the Fisher matrix.
+            (N, C, N, C) with L Lᵀ = diag(p) - p pᵀ, whose non-zero eigenvalues are those of the Fisher
+            matrix.
         outputs: what to do with outputs of shape (N, ..., C): "flat" makes them one output of size C' per
             example, "per_site" makes every site an example of its own ("full", "trace" and "mean" only).
         index, targets, targets2, loss: for "output" and "loss".
-        layer_scale: factor of each parameter's part of the kernel by regular-expression-free prefix of its name
-            ("features.0"); default 1.
+        layer_scale: factor of each parameter's part of the kernel by regular-expression-free prefix of its
+            name ("features.0"); default 1.
         max_memory: bytes that activations and gradients may take at a time.
         forward, output, select: see `ModelFunction.of`.
 
@@ -62,8 +66,8 @@ def empirical_ntk(
         The kernel, in the dtype of the outputs (half precision is raised to float32), on their device.
 
     Raises:
-        ValueError: if the first axis of the output is not the examples', outputs are not finite where the kind
-            needs them, or an argument that the kind needs is missing.
+        ValueError: if the first axis of the output is not the examples', outputs are not finite where the
+            kind needs them, or an argument that the kind needs is missing.
     """
     parts = empirical_ntk_by_layer(
         model, x, x2, kind=kind, outputs=outputs, index=index, targets=targets, targets2=targets2, loss=loss,
@@ -98,7 +102,8 @@ def empirical_ntk_by_layer(
     output: Output | None = None,
     select: str | Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of `empirical_ntk`, whose sum it is, by layer (or by parameter where several layers share it).
+    """The parts of `empirical_ntk`, whose sum it is, by layer (or by parameter where several layers share
+    it).
 
     Arguments and errors are those of `empirical_ntk`.
     """
@@ -106,7 +111,10 @@ def empirical_ntk_by_layer(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     function = ModelFunction.of(model, forward=forward, output=output, select=select)
     n, m = len(Probe(x)), len(Probe(x if x2 is None else x2))
-    shape = _output_shape(function, x)
+    if min(n, m) == 0:
+        raise ValueError("there are no examples to look at: the probe is empty")
+    first = _first_output(function, x)
+    shape = first.shape
     sites = shape[:-1].numel() if outputs == "per_site" else 1
     if sites > 1 and kind not in ("full", "trace", "mean"):
         raise ValueError(f"outputs='per_site' goes with kind 'full', 'trace' or 'mean', not {kind!r}")
@@ -122,6 +130,8 @@ def empirical_ntk_by_layer(
                 f"{stop - start} examples gave an output of shape {tuple(record.output.shape)}, whose first axis "
                 "is not the examples'; say which part is meant with output=, or how to call with forward="
             )
+        if start == 0 and examples is x:
+            _check_independent(record.output[0].detach(), first)
         v = output_directions(
             "full" if per_site else kind,
             record.output.detach(),
@@ -129,7 +139,7 @@ def empirical_ntk_by_layer(
             targets=None if y is None else y[start:stop],
             loss=loss,
         )
-        claims = claims_of(function, record, stop - start)
+        claims = claims_of(function, record)
         return Block(function, rows(examples, start, stop), record, v, claims)
 
     parts: dict[str, Tensor] = {}
@@ -137,10 +147,18 @@ def empirical_ntk_by_layer(
         left = block(x, i, min(i + size, n), targets)
         for j in range(i if x2 is None else 0, m, size):
             same = x2 is None and j == i
-            right = left if same else block(x if x2 is None else x2, j, min(j + size, m), targets if x2 is None else targets2)
+            right = (
+                left
+                if same
+                else block(x if x2 is None else x2, j, min(j + size, m), targets if x2 is None else targets2)
+            )
             for name, part in left.parts(right, crossed=crossed):
                 if name not in parts:
-                    parts[name] = part.new_zeros(n, *part.shape[1:2], m, *part.shape[3:]) if crossed else part.new_zeros(n, m)
+                    parts[name] = (
+                        part.new_zeros(n, *part.shape[1:2], m, *part.shape[3:])
+                        if crossed
+                        else part.new_zeros(n, m)
+                    )
                 at, of = slice(i, i + left.n), slice(j, j + right.n)
                 if crossed:
                     parts[name][at, :, of] = part
@@ -165,10 +183,31 @@ def _finished(part: Tensor, kind: Kind, sites: int, c: int, n: int) -> Tensor:
     return part / n if kind == "fisher" else part
 
 
-def _output_shape(function: ModelFunction, x: Any) -> torch.Size:
-    """Shape of one example's output."""
-    with torch.no_grad():
-        return function(rows(x, 0, 1)).shape[1:]
+def _first_output(function: ModelFunction, x: Any) -> Tensor:
+    """Output of the first example alone."""
+    try:
+        with torch.no_grad():
+            return function(rows(x, 0, 1))[0]
+    except RuntimeError as error:
+        integers = [
+            leaf.dtype for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and not leaf.is_floating_point()
+        ]
+        if integers and "dtype" in str(error):
+            raise ValueError(
+                f"integer inputs ({integers[0]}) need an embedding as the first layer; "
+                f"otherwise make them real numbers with inputs= or x.float(): {error}"
+            ) from error
+        raise
+
+
+def _check_independent(within: Tensor, alone: Tensor) -> None:
+    """An example's output must be the same in company and alone."""
+    deviation = (within - alone).abs().max()
+    if deviation > INDEPENDENCE * alone.abs().max().clamp_min(torch.finfo(alone.dtype).tiny):
+        raise ValueError(
+            f"the first example's output depends on the other examples of the batch (it differs by {deviation:.3g} "
+            "when alone): normalisation or attention over the batch has no kernel between single examples"
+        )
 
 
 def _below(name: str, prefix: str) -> bool:

@@ -1,34 +1,37 @@
 """What each kind of layer contributes to the kernel, from one recorded call.
 
 The gradient of a layer's weight for example i in output direction v factorises over sites s (positions of a
-convolution, tokens of a sequence, one for a vector): G_i = Σ_s B_i[s] U_i[s]ᵀ, with U the inputs (patches) and
-B = ∂(v·f_i)/∂(output). A bias is a further input that is always one.
+convolution, tokens of a sequence, one for a vector): G_i = Σ_s B_i[s] U_i[s]ᵀ, with U the inputs (patches)
+and B = ∂(v·f_i)/∂(output). A bias is a further input that is always one.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from observatory.looking.calls import LeafCall
+from observatory.looking.calls import LayerCall
+
+Layout = Literal["outer", "inner", "second"]  # of examples: (N·r, ...), (r·N, ...), (r, N, ...)
 
 
 class Factors(ABC):
     """One recorded call, its tensors arranged by example.
 
     Args:
-        call: with the parameters `own` of it that belong to this contribution.
+        call: the call.
+        own: those of its parameters that belong to this contribution, "weight" or "bias".
         n: number of examples.
-        axis: of the call's tensors that runs over examples; it may run over several rows of each example.
+        layout: where the call's tensors have their examples.
     """
 
-    def __init__(self, call: LeafCall, own: tuple[str, ...], n: int, axis: int = 0) -> None:
-        self.call, self.own, self.n, self.axis = call, own, n, axis
+    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+        self.call, self.own, self.n, self.layout = call, own, n, layout
 
     @abstractmethod
     def backward(self, gradient: Tensor) -> Tensor:
@@ -40,8 +43,16 @@ class Factors(ABC):
 
     def by_example(self, tensor: Tensor) -> Tensor:
         """(N, rows of one example, ...) of a tensor of the call."""
-        tensor = tensor.movedim(self.axis, 0)
-        return tensor.reshape(self.n, -1, *tensor.shape[1:])
+        return by_example(tensor, self.n, self.layout)
+
+
+def by_example(tensor: Tensor, n: int, layout: Layout) -> Tensor:
+    """(n, rows of one example, ...)."""
+    if layout == "outer":
+        return tensor.reshape(n, -1, *tensor.shape[1:])
+    if layout == "inner":
+        tensor = tensor.reshape(-1, n, *tensor.shape[1:])
+    return tensor.transpose(0, 1)
 
 
 class SiteFactors(Factors):
@@ -63,7 +74,9 @@ class SiteFactors(Factors):
         return left @ right.mT
 
     def gradients(self, b: Tensor) -> Tensor:
-        """All per-example gradients in one row each, (..., N, P of this contribution), from B (..., N, g, s, o)."""
+        """All per-example gradients in one row each, (..., N, P of this contribution), from B (..., N, g, s,
+        o).
+        """
         return (b.mT @ self.patches()).flatten(-3)
 
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
@@ -73,7 +86,7 @@ class SiteFactors(Factors):
             found["bias"] = joint[..., -1].flatten(1)
             joint = joint[..., :-1]
         if "weight" in self.own:
-            found["weight"] = joint.reshape(len(b), *self.call.module.weight.shape)  # type: ignore[operator]
+            found["weight"] = joint.reshape(len(b), *(self.call.weight_shape or ()))
         return found
 
     def _with_ones(self, patches: Tensor) -> Tensor:
@@ -85,49 +98,60 @@ class SiteFactors(Factors):
 
 
 class LinearFactors(SiteFactors):
-    def __init__(self, call: LeafCall, own: tuple[str, ...], n: int, axis: int = 0) -> None:
-        super().__init__(call, own, n, axis)
+    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+        super().__init__(call, own, n, layout)
         self.outputs = call.shape[-1]
-        self.inputs = ("weight" in own) * call.inputs[0].shape[-1] + ("bias" in own)
+        self.inputs = ("weight" in own) * call.input.shape[-1] + ("bias" in own)
         self.sites = call.shape.numel() // (n * self.outputs)
 
     def patches(self) -> Tensor:
-        return self._with_ones(self.by_example(self.call.inputs[0]).reshape(self.n, 1, self.sites, -1))
+        return self._with_ones(self.by_example(self.call.input).reshape(self.n, 1, self.sites, -1))
 
     def backward(self, gradient: Tensor) -> Tensor:
         return self.by_example(gradient).reshape(self.n, 1, self.sites, self.outputs)
 
 
 class ConvolutionFactors(SiteFactors):
-    def __init__(self, call: LeafCall, own: tuple[str, ...], n: int, axis: int = 0) -> None:
-        super().__init__(call, own, n, axis)
-        self.layer: Any = call.module
-        self.groups = self.layer.groups
-        self.outputs = self.layer.out_channels // self.groups
-        weights = math.prod(self.layer.weight.shape[1:])
-        self.inputs = ("weight" in own) * weights + ("bias" in own)
-        self.sites = call.shape.numel() // (n * self.layer.out_channels)
+    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+        super().__init__(call, own, n, layout)
+        shape = call.weight_shape or torch.Size()
+        self.kernel = shape[2:]
+        self.groups = call.arguments.get("groups", 1)
+        self.outputs = shape[0] // self.groups
+        self.inputs = ("weight" in own) * math.prod(shape[1:]) + ("bias" in own)
+        self.sites = call.shape.numel() // (n * shape[0])
 
     def patches(self) -> Tensor:
-        layer, x = self.layer, self.call.inputs[0]
-        if layer.padding_mode != "zeros":
-            x = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        elif layer.padding == "same":
-            x = nn.functional.pad(x, layer._reversed_padding_repeated_twice)
-        elif any(layer.padding):
-            x = nn.functional.pad(x, [p for size in reversed(layer.padding) for p in (size, size)])
-        for d, (k, stride, dilation) in enumerate(
-            zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
-        ):
-            x = x.unfold(2 + d, dilation * (k - 1) + 1, stride)[..., ::dilation]
-        rank = len(layer.kernel_size)  # (rows, channels, *sites, *kernel)
-        x = x.reshape(self.n, -1, self.groups, x.shape[1] // self.groups, *x.shape[2:])
+        rank, x = len(self.kernel), self.call.input
+        stride, dilation = (self._each(self.call.arguments.get(key, 1)) for key in ("stride", "dilation"))
+        padding = self._padding(dilation)
+        if any(padding):
+            x = functional.pad(x, padding)
+        for d in range(rank):
+            x = x.unfold(2 + d, dilation[d] * (self.kernel[d] - 1) + 1, stride[d])[..., :: dilation[d]]
+        x = self.by_example(x)  # (n, rows, channels, *sites, *kernel)
+        x = x.reshape(*x.shape[:2], self.groups, x.shape[2] // self.groups, *x.shape[3:])
         x = x.permute(0, 2, 1, *range(4, 4 + rank), 3, *range(4 + rank, 4 + 2 * rank))
         return self._with_ones(x.reshape(self.n, self.groups, self.sites, -1))
 
     def backward(self, gradient: Tensor) -> Tensor:
-        b = gradient.reshape(self.n, -1, self.groups, self.outputs, math.prod(gradient.shape[2:]))
+        b = self.by_example(gradient.flatten(2))  # (n, rows, channels, sites)
+        b = b.reshape(*b.shape[:2], self.groups, self.outputs, b.shape[-1])
         return b.permute(0, 2, 1, 4, 3).reshape(self.n, self.groups, self.sites, self.outputs)
+
+    def _each(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        value = (value,) if isinstance(value, int) else tuple(value)
+        return value * len(self.kernel) if len(value) == 1 else value
+
+    def _padding(self, dilation: tuple[int, ...]) -> list[int]:
+        """For `functional.pad`: last axis first, left and right."""
+        padding = self.call.arguments.get("padding", 0)
+        if padding == "valid":
+            return []
+        if padding == "same":  # the odd one goes to the right
+            total = [d * (k - 1) for d, k in zip(dilation, self.kernel, strict=True)]
+            return [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+        return [size for size in reversed(self._each(padding)) for _ in range(2)]
 
 
 class EmbeddingFactors(SiteFactors):
@@ -135,23 +159,24 @@ class EmbeddingFactors(SiteFactors):
 
     inputs = 0
 
-    def __init__(self, call: LeafCall, own: tuple[str, ...], n: int, axis: int = 0) -> None:
-        super().__init__(call, own, n, axis)
-        self.layer: Any = call.module
-        self.outputs = call.shape[-1]
+    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+        super().__init__(call, own, n, layout)
+        self.vocabulary, self.outputs = call.weight_shape or (0, 0)
         self.sites = call.shape.numel() // (n * self.outputs)
-        self.tokens = self.by_example(call.inputs[0]).reshape(n, self.sites)
-        padding = self.layer.padding_idx
-        self.counted = torch.ones_like(self.tokens, dtype=torch.bool) if padding is None else self.tokens != padding
+        self.tokens = self.by_example(call.input).reshape(n, self.sites)
+        padding = call.arguments.get("padding_idx")
+        if padding is None:
+            self.counted = torch.ones_like(self.tokens, dtype=torch.bool)
+        else:
+            self.counted = self.tokens != padding % self.vocabulary
 
     def patches(self) -> Tensor:
-        one_hot = nn.functional.one_hot(self.tokens, self.layer.num_embeddings) * self.counted[..., None]
+        one_hot = functional.one_hot(self.tokens, self.vocabulary) * self.counted[..., None]
         return one_hot[:, None].float()
 
     def overlaps(self, other: SiteFactors) -> Tensor:
-        assert isinstance(other, EmbeddingFactors)  # the same module on other examples
-        equal = self.tokens.flatten()[:, None] == other.tokens.flatten()[None]
-        return (equal & self.counted.flatten()[:, None])[None]
+        assert isinstance(other, EmbeddingFactors)  # the same layer on other examples
+        return (self.tokens.flatten()[:, None] == other.tokens.flatten()[None])[None]
 
     def backward(self, gradient: Tensor) -> Tensor:
         b = self.by_example(gradient).reshape(self.n, 1, self.sites, self.outputs)
@@ -164,7 +189,7 @@ class EmbeddingFactors(SiteFactors):
         return {"weight": self._scattered(b)}
 
     def _scattered(self, b: Tensor) -> Tensor:
-        rows = b.new_zeros(*b.shape[:-3], self.layer.num_embeddings, self.outputs)  # (..., N, V, E)
+        rows = b.new_zeros(*b.shape[:-3], self.vocabulary, self.outputs)  # (..., N, V, E)
         index = self.tokens[..., None].expand(*b.shape[:-3], self.sites, self.outputs)
         return rows.scatter_add_(-2, index, b.squeeze(-3))
 
@@ -172,27 +197,19 @@ class EmbeddingFactors(SiteFactors):
 class AffineFactors(Factors):
     """Scale and shift of a normalisation: few parameters, so their gradients are formed."""
 
-    def __init__(self, call: LeafCall, own: tuple[str, ...], n: int, axis: int = 0) -> None:
-        super().__init__(call, own, n, axis)
-        self.layer: Any = call.module
+    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+        super().__init__(call, own, n, layout)
         self._standard: Tensor | None = None
 
     @property
     def standard(self) -> Tensor:
         """The normalised input x̂, of the shape of the output."""
         if self._standard is None:
-            self._standard = self._normalised(self.call.inputs[0])
+            plain = {
+                key: value for key, value in self.call.arguments.items() if key not in ("weight", "bias")
+            }
+            self._standard = getattr(functional, self.call.layer)(**plain)
         return self._standard
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        layer, f = self.layer, nn.functional
-        if isinstance(layer, nn.LayerNorm):
-            return f.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-        if isinstance(layer, nn.RMSNorm):
-            return f.rms_norm(x, layer.normalized_shape, eps=layer.eps)
-        if isinstance(layer, nn.GroupNorm):
-            return f.group_norm(x, layer.num_groups, eps=layer.eps)
-        return f.batch_norm(x, self.call.buffers["running_mean"], self.call.buffers["running_var"], eps=layer.eps)
 
     def backward(self, gradient: Tensor) -> Tensor:
         return gradient
@@ -207,45 +224,33 @@ class AffineFactors(Factors):
     def _summed(self, product: Tensor) -> Tensor:
         """Sum over sites."""
         product = self.by_example(product)  # (N, rows, ...)
-        if isinstance(self.layer, nn.LayerNorm | nn.RMSNorm):
-            return product.flatten(1, -1 - len(self.layer.normalized_shape)).sum(1)
+        if self.call.layer in ("layer_norm", "rms_norm"):
+            return product.flatten(1, -1 - len(self.call.weight_shape or ())).sum(1)
         return product.flatten(3).sum((1, 3)) if product.ndim > 3 else product.sum(1)
 
 
-_Make = Callable[[LeafCall, tuple[str, ...], int, int], Factors]
-_RULES: dict[type[nn.Module], _Make] = {
-    nn.Linear: LinearFactors,
-    nn.Conv1d: ConvolutionFactors,
-    nn.Conv2d: ConvolutionFactors,
-    nn.Conv3d: ConvolutionFactors,
-    nn.Embedding: EmbeddingFactors,
-    nn.LayerNorm: AffineFactors,
-    nn.RMSNorm: AffineFactors,
-    nn.GroupNorm: AffineFactors,
-    nn.BatchNorm1d: AffineFactors,
-    nn.BatchNorm2d: AffineFactors,
-    nn.BatchNorm3d: AffineFactors,
-    nn.SyncBatchNorm: AffineFactors,
+RULES: dict[str, type[Factors]] = {
+    "linear": LinearFactors,
+    "conv1d": ConvolutionFactors,
+    "conv2d": ConvolutionFactors,
+    "conv3d": ConvolutionFactors,
+    "embedding": EmbeddingFactors,
+    "layer_norm": AffineFactors,
+    "rms_norm": AffineFactors,
+    "group_norm": AffineFactors,
+    "batch_norm": AffineFactors,
 }
 
 
-def rule_of(module: nn.Module) -> _Make | None:
-    """The rule for a module, or None if it must be treated by the definition.
-
-    A subclass is covered if it computes what its base does: it inherits `forward`.
-    """
-    for base, rule in _RULES.items():
-        if isinstance(module, base) and type(module).forward is base.forward:
-            return rule if _plain(module) else None
-    return None
-
-
-def _plain(module: Any) -> bool:
-    """Whether nothing changes what the module's class computes."""
-    if nn.utils.parametrize.is_parametrized(module) or module._forward_pre_hooks or module._forward_hooks:
-        return False
-    if isinstance(module, nn.Embedding):
-        return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return bool(module.track_running_stats)
-    return True
+def rule_of(call: LayerCall) -> type[Factors] | None:
+    """The rule for a call, or None if it must be treated by the definition."""
+    given: dict[str, Any] = call.arguments
+    if call.layer == "embedding" and (given.get("max_norm") is not None or given.get("scale_grad_by_freq")):
+        return None
+    if call.layer == "batch_norm" and given.get("training"):
+        return None
+    if call.layer.startswith("conv") and len(call.shape) != len(call.weight_shape or ()):
+        return None  # an image without a batch axis
+    if set(call.parameters) - {"weight", "bias"}:
+        return None  # a parameter is the input
+    return RULES[call.layer]

@@ -28,7 +28,13 @@ def panels(run: Run) -> list[Panel]:
         found.append(spectrum_panel(spectrum.values, spectrum.steps.tolist()))
     if "kernel" in run and len(run["kernel"]):
         kernel = run["kernel"]
-        chosen = sorted({0, int(np.argmin(np.abs(np.log1p(kernel.steps) - np.log1p(kernel.steps[-1]) / 2))), -1 % len(kernel)})
+        chosen = sorted(
+            {
+                0,
+                int(np.argmin(np.abs(np.log1p(kernel.steps) - np.log1p(kernel.steps[-1]) / 2))),
+                -1 % len(kernel),
+            }
+        )
         found.append(kernel_panel({f"step {kernel.steps[k]}": np.asarray(kernel.values[k]) for k in chosen}))
     if "centred_alignment" in run and np.isfinite(run["centred_alignment"].values).any():
         found.append(alignment_panel(run))
@@ -160,4 +166,6 @@ def _step_colourbar(figure: Figure, mappable: Any, steps: NDArray, axis: Any = N
     bar = figure.colorbar(mappable, ax=axis if axis is not None else figure.axes[0], label="optimizer step")
     last = int(steps[-1])
     ticks = [0, *(10**k for k in range(len(str(last))))]
-    bar.set_ticks([float(np.log1p(t)) for t in ticks if t <= last], labels=[str(t) for t in ticks if t <= last])
+    bar.set_ticks(
+        [float(np.log1p(t)) for t in ticks if t <= last], labels=[str(t) for t in ticks if t <= last]
+    )

@@ -22,7 +22,9 @@ def sentences(run: Run) -> list[Finding]:
     finite = np.isfinite(entropy.values)
     if not finite.all():
         first = int(entropy.steps[~finite][0])
-        warning = Finding(f"the kernel is not finite from step {first} on: the network has diverged", "warning")
+        warning = Finding(
+            f"the kernel is not finite from step {first} on: the network has diverged", "warning"
+        )
         if finite.sum() < 2:
             return [warning]
     else:
@@ -50,7 +52,9 @@ def sentences(run: Run) -> list[Finding]:
     if "distance" in run:
         distance = run["distance"].values[finite][-1]
         manner = "feature learning" if distance > 0.1 else "close to lazy training"
-        found.append(Finding(f"the kernel turned by a distance of {distance:.2f} from its first value: {manner}"))
+        found.append(
+            Finding(f"the kernel turned by a distance of {distance:.2f} from its first value: {manner}")
+        )
     if "centred_alignment" in run and np.isfinite(run["centred_alignment"].values[finite]).all():
         a = run["centred_alignment"].values[finite]
         found.append(Finding(f"its centred alignment with the targets went from {a[0]:.2f} to {a[-1]:.2f}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,11 @@ def example_gradients(
         return gradients
 
     axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, x)
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no batching rule
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        warnings.catch_warnings(),
+    ):  # the fused attentions have no batching rule
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # nor have some others
         return dict(torch.func.vmap(one, in_dims=(axes, 1))(x, directions))
 
 

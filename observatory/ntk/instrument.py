@@ -85,7 +85,9 @@ class CollectiveVariables(Instrument):
         variables = collective_variables(kernel, targets=targets, reference=self._reference, previous=moved)
         self._previous = (kernel, look.step)
         found = {name: getattr(variables, name) for name in SCALARS}
-        values = {k: torch.full_like(variables.trace, torch.nan) if v is None else v for k, v in found.items()}
+        values = {
+            k: torch.full_like(variables.trace, torch.nan) if v is None else v for k, v in found.items()
+        }
         values["spectrum"] = variables.eigenvalues
         return values | ({"kernel": kernel} if self.keep_kernel else {})
 
