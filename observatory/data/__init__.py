@@ -2,6 +2,7 @@
 
 from observatory.data.digits import Digits
 from observatory.data.loading import EpochSampler, ResumableLoader, evaluation_loader, training_loader
+from observatory.data.steps import Steps
 from observatory.data.tensors import Splits, TensorData, split_tensors, spread_order
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "EpochSampler",
     "ResumableLoader",
     "Splits",
+    "Steps",
     "TensorData",
     "evaluation_loader",
     "split_tensors",
