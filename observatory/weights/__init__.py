@@ -26,7 +26,7 @@ from observatory.weights.noise import (
 )
 from observatory.weights.relation import InverseRelation, fit_relation
 from observatory.weights.sketches import CountSketch, FrequentDirections, StreamingCovariance
-from observatory.weights.stationarity import StationarityMonitor, dissipation_of_gram, dissipation_ratio
+from observatory.weights.stationarity import StationarityMonitor, dissipation_of_snapshots, dissipation_ratio
 from observatory.weights.trajectory import Trajectory, load_trajectory
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
     "circulation",
     "commutator_ratio",
     "cosine_match",
-    "dissipation_of_gram",
+    "dissipation_of_snapshots",
     "dissipation_ratio",
     "entropy_production",
     "fit_relation",

@@ -23,7 +23,7 @@ from observatory.weights.landscape import Batches, Landscape
 from observatory.weights.motion import Motion, motion_along
 from observatory.weights.noise import SgdSetting, lyapunov_residual, temperature
 from observatory.weights.relation import InverseRelation, fit_relation
-from observatory.weights.stationarity import dissipation_of_gram
+from observatory.weights.stationarity import dissipation_of_snapshots
 from observatory.weights.terrain import Irreversibility, Terrain, irreversibility, survey
 from observatory.weights.trajectory import Trajectory
 
@@ -37,7 +37,7 @@ class Fluctuations:
     basis: Basis  # which directions
     steps: Tensor  # of the snapshots, (T,)
     motion: Motion
-    terrain: Terrain
+    terrain: Terrain | None  # None where directions are unknown (a sketch)
     relation: InverseRelation
     temperature: Tensor | None  # T_i = ηc_if/(2S), (k,); None without the setting of SGD
     residual: Tensor | None  # of the Lyapunov equation in these directions, scalar
@@ -99,12 +99,12 @@ def analyze(
     trajectory.check_finite()
     landscape = landscape_of(trajectory, model, data, loss=loss, batch_size=batch_size)
     generator = torch.Generator().manual_seed(seed)
-    gram = centred_gram(trajectory.differences) if trajectory.size > len(trajectory) else None
-    vectors, motion = _directions(trajectory, landscape, gram, basis, directions, generator)
+    vectors, motion = directions_and_motion(trajectory, landscape, basis, directions, generator)
     ratio = None
     if setting is not None and trajectory.every == 1 and len(trajectory) > 3:
-        full = centred_gram(trajectory.differences) if gram is None else gram
-        ratio = dissipation_of_gram(full, learning_rate=setting.learning_rate, momentum=setting.momentum)
+        ratio = dissipation_of_snapshots(
+            trajectory.differences, learning_rate=setting.learning_rate, momentum=setting.momentum
+        )
     return describe(
         motion,
         survey(landscape, vectors, motion.variance.sqrt(), s_max=s_max),
@@ -120,7 +120,7 @@ def analyze(
 
 def describe(
     motion: Motion,
-    terrain: Terrain,
+    terrain: Terrain | None,
     *,
     steps: Tensor,
     basis: Basis,
@@ -130,31 +130,27 @@ def describe(
     last: int | None,
     generator: torch.Generator,
 ) -> Fluctuations:
-    """Put motion and terrain in relation. Arguments as in `analyze`."""
-    snapshots = len(motion.projections) > 3
+    """Put motion and terrain in relation; without terrain (a sketch) the relation is NaN. See `analyze`."""
+    snapshots = len(motion.projections)
+    flat = torch.full_like(motion.variance, torch.nan) if terrain is None else terrain.flatness
     relation = fit_relation(
         motion.variance,
-        terrain.flatness,
+        flat,
         first=first or (2 if motion.drift and basis == "components" else 1),
         last=last,
         projections=motion.projections if snapshots else None,
-        correlation_time=motion.integrated_time * len(motion.projections) / motion.window,
+        correlation_time=motion.integrated_time * snapshots / motion.window,
         generator=generator,
     )
-    residual = None
-    if setting is not None and snapshots:
-        covariance = motion.projections.mT @ motion.projections / (len(motion.projections) - 1)
-        residual = lyapunov_residual(terrain.hessian, covariance, terrain.noise, setting)
+    hot, residual, irreversible = None, None, None
+    if setting is not None and terrain is not None:
+        hot = temperature(terrain.noise.diagonal(), setting)
+        irreversible = irreversibility(terrain, setting)
+        if snapshots:
+            covariance = motion.projections.mT @ motion.projections / (snapshots - 1)
+            residual = lyapunov_residual(terrain.hessian, covariance, terrain.noise, setting)
     return Fluctuations(
-        basis=basis,
-        steps=steps,
-        motion=motion,
-        terrain=terrain,
-        relation=relation,
-        temperature=None if setting is None else temperature(terrain.noise.diagonal(), setting),
-        residual=residual,
-        irreversibility=None if setting is None else irreversibility(terrain, setting),
-        dissipation_ratio=dissipation_ratio,
+        basis, steps, motion, terrain, relation, hot, residual, irreversible, dissipation_ratio
     )
 
 
@@ -180,25 +176,19 @@ def landscape_of(
     return Landscape(chosen, data, center=trajectory.mean(), loss=loss, batch_size=batch_size)
 
 
-def _directions(
-    trajectory: Trajectory,
-    landscape: Landscape,
-    gram: Tensor | None,
-    basis: Basis,
-    count: int,
-    generator: torch.Generator,
+def directions_and_motion(
+    trajectory: Trajectory, landscape: Landscape, basis: Basis, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Motion]:
-    """Unit vectors (k, P) and the motion along them."""
+    """Unit vectors (k, P) and the motion along them. Arguments as in `analyze`."""
     rows, size = trajectory.differences, trajectory.size
-    if gram is None:  # P ≤ T
-        found, vectors = principal_components(rows)
-        vectors = vectors[:count]
-    else:
-        found = components_of_gram(gram)
+    if size > len(rows):
+        found = components_of_gram(centred_gram(rows))
         vectors = lift(rows, found.projections[:, :count]) if basis == "components" else rows[:0]
-    projections = found.projections[:, :count]
+    else:
+        found, vectors = principal_components(rows)
+    projections, vectors = found.projections[:, :count], vectors[:count]
     if basis != "components":
-        vectors = _other_basis(landscape, basis, min(count, size), generator)
+        vectors = other_basis(landscape, basis, min(count, size), generator)
         projections = project(rows, vectors)
     motion = motion_along(
         projections, every=trajectory.every, spectrum=found.variance, total=found.total, size=size
@@ -206,7 +196,8 @@ def _directions(
     return vectors, motion
 
 
-def _other_basis(landscape: Landscape, basis: Basis, count: int, generator: torch.Generator) -> Tensor:
+def other_basis(landscape: Landscape, basis: Basis, count: int, generator: torch.Generator) -> Tensor:
+    """Unit vectors (count, P) of a basis that is not the trajectory's own."""
     center = landscape.center
     kind = {"generator": generator, "dtype": torch.float64}
     if basis == "hessian":

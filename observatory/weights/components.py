@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from observatory.weights.trajectory import column_means
+from observatory.weights.trajectory import column_blocks, column_means
 
-BLOCK_BYTES = 2**26  # of the float64 copy of some columns that a product works on
 NEGLIGIBLE = 1e-12  # times Λ₁T: directions of smaller eigenvalues are rounding noise
 
 
@@ -38,25 +37,20 @@ def centred_gram(rows: Tensor) -> Tensor:
     Returns:
         Shape (T, T), float64. Cost about 1.25 T²P flop for T ≫ 1.
     """
-    snapshots, size = rows.shape
+    snapshots = rows.shape[0]
     gram = torch.zeros(snapshots, snapshots, dtype=torch.float64, device=rows.device)
-    width = max(1, BLOCK_BYTES // (8 * snapshots))
     strip = -(-snapshots // 4) if snapshots > 128 else snapshots
-    for start in range(0, size, width):
-        block = rows[:, start : start + width].double()
-        block -= block.mean(0)
+    for block in column_blocks(rows):
         for top in range(0, snapshots, strip):
             end = min(top + strip, snapshots)
-            gram[top:end, :end] += block[top:end] @ block[:end].mT
+            gram[top:end, :end].addmm_(block[top:end], block[:end].mT)
     lower = gram.tril()
     return lower + lower.tril(-1).mT
 
 
 def detrended(gram: Tensor) -> Tensor:
     """The Gram matrix of the same trajectory without its linear trend in time, (T, T)."""
-    time = torch.arange(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    time = time - time.mean()
-    time = time / time.norm()
+    time = _unit_time(len(gram), gram)
     without = gram - torch.outer(time, time @ gram)
     return without - torch.outer(without @ time, time)
 
@@ -72,8 +66,7 @@ def components_of_gram(gram: Tensor, *, count: int | None = None) -> Components:
     """
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = int((values > NEGLIGIBLE * values[0] * len(values)).sum())
-    kept = kept if count is None else min(kept, count)
+    kept = _kept(values, len(values), count)
     freedom = gram.shape[0] - 1
     projections = vectors[:, :kept] * values[:kept].sqrt()
     return Components(values[:kept] / freedom, projections, gram.diagonal().sum() / freedom)
@@ -91,25 +84,23 @@ def lift(rows: Tensor, projections: Tensor) -> Tensor:
     """
     weights = (projections / projections.square().sum(0)).mT  # (k, T): u_iᵀ/√Λ_i, orthogonal to constants
     kind = torch.promote_types(rows.dtype, torch.float32)
-    directions = torch.empty(weights.shape[0], rows.shape[1], dtype=kind, device=rows.device)
-    width = max(1, BLOCK_BYTES // (8 * rows.shape[0]))
-    for start in range(0, rows.shape[1], width):
-        block = rows[:, start : start + width].double()
-        directions[:, start : start + width] = weights @ (block - block.mean(0))
-    return directions
+    return torch.cat([(weights @ block).to(kind) for block in column_blocks(rows)], dim=1)
 
 
 def project(rows: Tensor, directions: Tensor) -> Tensor:
     """θ_i(t) = p_i·(θ_t - θ̄) on given unit directions (k, P), shape (T, k), float64."""
     total = torch.zeros(rows.shape[0], directions.shape[0], dtype=torch.float64, device=rows.device)
-    width = max(1, BLOCK_BYTES // (8 * rows.shape[0]))
-    for start in range(0, rows.shape[1], width):
-        part = slice(start, start + width)
-        total += rows[:, part].double() @ directions[:, part].double().mT
-    return total - total.mean(0)
+    start = 0
+    for block in column_blocks(rows):
+        stop = start + block.shape[1]
+        total += block @ directions[:, start:stop].double().mT
+        start = stop
+    return total
 
 
-def principal_components(rows: Tensor, count: int | None = None) -> tuple[Components, Tensor]:
+def principal_components(
+    rows: Tensor, count: int | None = None, *, trend: bool = True
+) -> tuple[Components, Tensor]:
     """Principal components of T snapshots of P weights, and their unit directions (k, P).
 
     P > T goes through the T × T Gram matrix, otherwise through the P × P covariance, both in float64.
@@ -117,23 +108,29 @@ def principal_components(rows: Tensor, count: int | None = None) -> tuple[Compon
     Args:
         rows: (T, P).
         count: number of components; default all that are not rounding noise.
+        trend: keep a linear trend in time; without it the components are those of the rest.
     """
-    snapshots, size = rows.shape
-    if size > snapshots:
-        found = components_of_gram(centred_gram(rows), count=count)
+    if rows.shape[1] > rows.shape[0]:
+        gram = centred_gram(rows)
+        found = components_of_gram(gram if trend else detrended(gram), count=count)
         return found, lift(rows, found.projections)
     centred = rows.double() - column_means(rows)
-    return components_of_covariance(centred.mT @ centred / (snapshots - 1), centred, count=count)
-
-
-def components_of_covariance(
-    covariance: Tensor, centred: Tensor, *, count: int | None = None
-) -> tuple[Components, Tensor]:
-    """The same from a P × P covariance matrix; `centred` (T, P) gives the projections."""
-    values, vectors = torch.linalg.eigh(covariance)
+    if not trend:
+        time = _unit_time(len(centred), centred)
+        centred = centred - torch.outer(time, time @ centred)
+    values, vectors = torch.linalg.eigh(centred.mT @ centred / (len(rows) - 1))
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = int((values > NEGLIGIBLE * values[0] * max(len(centred), 1)).sum())
-    kept = kept if count is None else min(kept, count)
-    directions = vectors[:, :kept].mT
-    found = Components(values[:kept], centred @ directions.mT, covariance.diagonal().sum())
-    return found, directions
+    kept = _kept(values, len(rows), count)
+    found = Components(values[:kept], centred @ vectors[:, :kept], values.sum())
+    return found, vectors[:, :kept].mT
+
+
+def _kept(values: Tensor, snapshots: int, count: int | None) -> int:
+    kept = int((values > NEGLIGIBLE * values[0] * snapshots).sum())
+    return kept if count is None else min(kept, count)
+
+
+def _unit_time(snapshots: int, like: Tensor) -> Tensor:
+    time = torch.arange(snapshots, dtype=like.dtype, device=like.device)
+    time = time - time.mean()
+    return time / time.norm()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from observatory.numerics.statistics import fit_line
+from observatory.weights.trajectory import column_blocks
 
 
 def dissipation_ratio(
@@ -28,23 +29,26 @@ def dissipation_ratio(
     return work / (learning_rate / 2 * (1 + momentum) * kinetic)
 
 
-def dissipation_of_gram(gram: Tensor, *, learning_rate: float, momentum: float = 0.0) -> Tensor:
-    """r_FDR of snapshots of every step, from their centred Gram matrix alone; θ_ref is their mean.
+def dissipation_of_snapshots(rows: Tensor, *, learning_rate: float, momentum: float = 0.0) -> Tensor:
+    """r_FDR of snapshots of every step, from them alone; θ_ref is their mean.
 
-    v = (θ_t - θ_{t+1})/η and g = v_{t+1} - βv_t are differences of snapshots, so that ⟨θ·g⟩ and ⟨‖v‖²⟩
-    are sums of entries K_st = θ_s·θ_t: recording costs nothing more.
+    v_{t+1} = (θ_t - θ_{t+1})/η and g_t = v_{t+1} - βv_t are differences of snapshots, so that ⟨θ·g⟩ and
+    ⟨‖v‖²⟩ are sums of overlaps θ_t·θ_t and θ_t·θ_{t+1}: recording costs nothing more, and weight decay
+    is included.
 
     Args:
-        gram: K, (T, T), T ≥ 4, of snapshots one step apart.
+        rows: (T, P), T ≥ 4, one step apart.
 
     Returns:
-        Scalar; the same as averaging over steps 2 ... T - 1.
+        Scalar; averages over t = 2 ... T - 1.
     """
-    size = gram.diagonal()
-    next_overlap = gram.diagonal(1)
-    kinetic = (size[1:-1] + size[2:] - 2 * next_overlap[1:]) / learning_rate**2  # ‖v_{t+1}‖², t = 1 ... T-2
-    ahead = size[1:-1] - next_overlap[1:]  # η θ_t·v_{t+1}
-    behind = next_overlap[:-1] - size[1:-1]  # η θ_t·v_t
+    size = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)  # ‖θ_t‖²
+    overlap = torch.zeros(len(rows) - 1, dtype=torch.float64, device=rows.device)  # θ_t·θ_{t+1}
+    for block in column_blocks(rows):
+        size += block.square().sum(1)
+        overlap += (block[:-1] * block[1:]).sum(1)
+    kinetic = (size[1:-1] + size[2:] - 2 * overlap[1:]) / learning_rate**2  # ‖v_{t+1}‖²
+    ahead, behind = size[1:-1] - overlap[1:], overlap[:-1] - size[1:-1]  # ηθ_t·v_{t+1}, ηθ_t·v_t
     work = (ahead - momentum * behind) / learning_rate
     return dissipation_ratio(work.mean(), kinetic.mean(), learning_rate=learning_rate, momentum=momentum)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from observatory.numerics.curvature import ravel
+
+BLOCK_BYTES = 2**26  # of the float64 copy of some columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,14 @@ class Trajectory:
 def column_means(rows: Tensor) -> Tensor:
     """Means over the first axis in float64, without a float64 copy of the whole."""
     return rows.sum(0, dtype=torch.float64) / rows.shape[0]
+
+
+def column_blocks(rows: Tensor) -> Iterator[Tensor]:
+    """Centred float64 copies of some columns at a time, so that the whole is never copied."""
+    width = max(1, BLOCK_BYTES // (8 * rows.shape[0]))
+    for block in rows.split(width, dim=1):
+        centred = block.double()
+        yield centred - centred.mean(0)
 
 
 def load_trajectory(

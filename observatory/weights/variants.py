@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from observatory.numerics.curvature import leading_eigenvectors
-from observatory.weights.analysis import Fluctuations
-from observatory.weights.components import centred_gram, components_of_gram, detrended, lift, project
+from observatory.weights.analysis import Fluctuations, other_basis
+from observatory.weights.components import principal_components, project
 from observatory.weights.landscape import Landscape
 from observatory.weights.motion import motion_along
 from observatory.weights.relation import InverseRelation, fit_relation
@@ -15,61 +14,52 @@ from observatory.weights.terrain import survey
 from observatory.weights.trajectory import Trajectory
 
 RANGES = (10, 20, 40, 60)
+CHOICES = ("first half", "second half", "detrended", "Hessian basis")
 
 
-def exponents_by_range(
-    fluctuations: Fluctuations, *, lasts: tuple[int, ...] = RANGES
-) -> dict[str, InverseRelation]:
-    """ψ of components 2 ... 10, 2 ... 20 and so on, as far as there are that many."""
+def range_names(directions: int) -> list[str]:
+    """Names of the ranges of components for which the exponent is given."""
+    return [f"ranks 2-{last}" for last in (*(last for last in RANGES if last < directions), directions)]
+
+
+def exponents_by_range(fluctuations: Fluctuations, directions: int) -> dict[str, InverseRelation]:
+    """ψ of components 2 ... 10, 2 ... 20 and so on."""
     motion, terrain = fluctuations.motion, fluctuations.terrain
-    count = len(motion.variance)
+    unknown = torch.full_like(motion.variance, torch.nan)
+    flat = unknown if terrain is None else terrain.flatness
     return {
-        f"ranks 2-{last}": fit_relation(motion.variance, terrain.flatness, first=2, last=last)
-        for last in (*(last for last in lasts if last < count), count)
+        name: fit_relation(motion.variance, flat, first=2, last=int(name.split("-")[1]))
+        for name in range_names(directions)
     }
 
 
-def exponents_by_window(
-    trajectory: Trajectory, landscape: Landscape, *, directions: int, seed: int = 0
+def exponents_by_choice(
+    trajectory: Trajectory, landscape: Landscape, directions: int, *, seed: int = 0
 ) -> dict[str, InverseRelation]:
     """ψ of each half of the window, of the window without its linear trend, and in the Hessian's eigenbasis.
 
     Components are found anew in each case; the landscape is the one about the mean of the whole window. The
     first component is left out where it is a drift.
     """
-    half = len(trajectory) // 2
-    parts = {
-        "first half": trajectory.differences[:half],
-        "second half": trajectory.differences[half:],
-    }
+    rows, half = trajectory.differences, len(trajectory) // 2
     found = {
-        name: _exponent(rows, centred_gram(rows), trajectory.every, landscape, directions)
-        for name, rows in parts.items()
+        "first half": _exponent(rows[:half], trajectory.every, landscape, directions),
+        "second half": _exponent(rows[half:], trajectory.every, landscape, directions),
+        "detrended": _exponent(rows, trajectory.every, landscape, directions, trend=False),
     }
-    rows = trajectory.differences
-    gram = centred_gram(rows)
-    found["detrended"] = _exponent(rows, detrended(gram), trajectory.every, landscape, directions)
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(trajectory.size, generator=generator, dtype=torch.float64).to(rows.device)
-    vectors = leading_eigenvectors(landscape.hessian_products, start, min(directions, trajectory.size))[1]
-    projections = project(rows, vectors)
-    variance = projections.square().sum(0) / (len(rows) - 1)
+    vectors = other_basis(landscape, "hessian", min(directions, trajectory.size), generator)
+    variance = project(rows, vectors).var(0)
     flat = survey(landscape, vectors, variance.sqrt()).flatness
-    found["Hessian basis"] = fit_relation(variance, flat)
-    return found
+    return found | {"Hessian basis": fit_relation(variance, flat)}
 
 
 def _exponent(
-    rows: Tensor, gram: Tensor, every: int, landscape: Landscape, directions: int
+    rows: Tensor, every: int, landscape: Landscape, directions: int, *, trend: bool = True
 ) -> InverseRelation:
-    components = components_of_gram(gram, count=directions)
+    found, vectors = principal_components(rows, directions, trend=trend)
     motion = motion_along(
-        components.projections,
-        every=every,
-        spectrum=components.variance,
-        total=components.total,
-        size=rows.shape[1],
+        found.projections, every=every, spectrum=found.variance, total=found.total, size=rows.shape[1]
     )
-    vectors = lift(rows, components.projections)
     flat = survey(landscape, vectors, motion.variance.sqrt()).flatness
     return fit_relation(motion.variance, flat, first=2 if motion.drift else 1)
