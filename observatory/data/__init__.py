@@ -1,18 +1,34 @@
 """Data modules and data sets."""
 
 from observatory.data.digits import Digits
+from observatory.data.files import MissingData, data_root
+from observatory.data.images import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST
 from observatory.data.loading import EpochSampler, ResumableLoader, evaluation_loader, training_loader
+from observatory.data.recordings import TrajectorySet, read_trajectories
 from observatory.data.steps import Steps
+from observatory.data.tables import UCI, Diabetes
 from observatory.data.tensors import Splits, TensorData, split_tensors, spread_order
+from observatory.data.trajectories import Trajectories
 
 __all__ = [
+    "CIFAR10",
+    "MNIST",
+    "UCI",
+    "CIFAR10Subset",
+    "Diabetes",
     "Digits",
     "EpochSampler",
+    "FashionMNIST",
+    "MissingData",
     "ResumableLoader",
     "Splits",
     "Steps",
     "TensorData",
+    "Trajectories",
+    "TrajectorySet",
+    "data_root",
     "evaluation_loader",
+    "read_trajectories",
     "split_tensors",
     "spread_order",
     "training_loader",
