@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from observatory.looking.calls import LayerCall
 
+KEPT_NUMBERS = 2**22  # patches of a call are kept between directions up to this size
+
 Layout = Literal["outer", "inner", "second"]  # of examples: (N·r, ...), (r·N, ...), (r, N, ...)
 
 
@@ -63,24 +65,36 @@ class SiteFactors(Factors):
     inputs: int  # per group and site; 0 where U is never formed
     outputs: int  # per group and site
 
+    _kept: Tensor | None = None
+
     @abstractmethod
+    def _patches(self) -> Tensor:
+        """U from the call's input."""
+
+    @property
     def patches(self) -> Tensor:
-        """U, (N, groups, sites, inputs), with a last column of ones if the bias takes part."""
+        """U, (N, groups, sites, inputs), with a last column of ones if the bias takes part; kept if it is small."""
+        if self._kept is not None:
+            return self._kept
+        patches = self._patches()
+        if patches.numel() <= KEPT_NUMBERS:
+            self._kept = patches
+        return patches
 
     def overlaps(self, other: SiteFactors) -> Tensor:
         """U_i[s] · U_j[t], (groups, N·sites, M·sites)."""
-        left = self.patches().transpose(0, 1).flatten(1, 2)
-        right = left if other is self else other.patches().transpose(0, 1).flatten(1, 2)
+        left = self.patches.transpose(0, 1).flatten(1, 2)
+        right = left if other is self else other.patches.transpose(0, 1).flatten(1, 2)
         return left @ right.mT
 
     def gradients(self, b: Tensor) -> Tensor:
         """All per-example gradients in one row each, (..., N, P of this contribution), from B (..., N, g, s,
         o).
         """
-        return (b.mT @ self.patches()).flatten(-3)
+        return (b.mT @ self.patches).flatten(-3)
 
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
-        joint = b.mT @ self.patches()  # (N, groups, outputs, inputs)
+        joint = b.mT @ self.patches  # (N, groups, outputs, inputs)
         found = {}
         if "bias" in self.own:
             found["bias"] = joint[..., -1].flatten(1)
@@ -104,7 +118,7 @@ class LinearFactors(SiteFactors):
         self.inputs = ("weight" in own) * call.input.shape[-1] + ("bias" in own)
         self.sites = call.shape.numel() // (n * self.outputs)
 
-    def patches(self) -> Tensor:
+    def _patches(self) -> Tensor:
         return self._with_ones(self.by_example(self.call.input).reshape(self.n, 1, self.sites, -1))
 
     def backward(self, gradient: Tensor) -> Tensor:
@@ -121,7 +135,7 @@ class ConvolutionFactors(SiteFactors):
         self.inputs = ("weight" in own) * math.prod(shape[1:]) + ("bias" in own)
         self.sites = call.shape.numel() // (n * shape[0])
 
-    def patches(self) -> Tensor:
+    def _patches(self) -> Tensor:
         rank, x = len(self.kernel), self.call.input
         stride, dilation = (self._each(self.call.arguments.get(key, 1)) for key in ("stride", "dilation"))
         padding = self._padding(dilation)
@@ -170,7 +184,7 @@ class EmbeddingFactors(SiteFactors):
         else:
             self.counted = self.tokens != padding % self.vocabulary
 
-    def patches(self) -> Tensor:
+    def _patches(self) -> Tensor:
         one_hot = functional.one_hot(self.tokens, self.vocabulary) * self.counted[..., None]
         return one_hot[:, None].float()
 

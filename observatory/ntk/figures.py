@@ -111,10 +111,11 @@ def spectrum_panel(spectra: NDArray, steps: Sequence[int]) -> Panel:
 
 
 def kernel_panel(kernels: Mapping[str, NDArray]) -> Panel:
-    """Cosines K_ij / √(K_ii K_jj) as images, rows sorted by class."""
+    """Cosines of the centred kernel HKH as images, rows sorted by class."""
     figure, axes = _figure(1, len(kernels), (3.1 * len(kernels) + 0.9, 3.2))
     image = None
     for axis, (title, kernel) in zip(axes, kernels.items(), strict=True):
+        kernel = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
         lengths = np.sqrt(np.clip(np.diag(kernel), 1e-300, None))
         image = axis.imshow(kernel / np.outer(lengths, lengths), vmin=-1, vmax=1, cmap="RdBu_r")
         axis.set_title(title, fontsize=10)
@@ -125,8 +126,8 @@ def kernel_panel(kernels: Mapping[str, NDArray]) -> Panel:
     return Panel(
         "Kernel",
         figure,
-        "Cosine of the angle between the gradients of two examples; examples are sorted by class, so that "
-        "blocks on the diagonal are classes that learn together.",
+        "Cosine of the angle between the gradients of two examples, without the mean gradient that all share; "
+        "examples are sorted by class, so that blocks on the diagonal are classes that learn together.",
     )
 
 

@@ -53,7 +53,7 @@ def sentences(run: Run) -> list[Finding]:
         distance = run["distance"].values[finite][-1]
         manner = "feature learning" if distance > 0.1 else "close to lazy training"
         found.append(
-            Finding(f"the kernel turned by a distance of {distance:.2f} from its first value: {manner}")
+            Finding(f"the kernel turned by a distance of {distance:.2g} from its first value: {manner}")
         )
     if "centred_alignment" in run and np.isfinite(run["centred_alignment"].values[finite]).all():
         a = run["centred_alignment"].values[finite]

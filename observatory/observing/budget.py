@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import torch
 
-ADVANCED_PART = 0.5  # of what a run of known length earns may be spent before it is earned
 ADVANCE = 2.0  # seconds of training whose earnings may be spent in advance where the length is not known
 PLANNED_SHARE = 0.9  # of the budget: the cost of a look fluctuates, and planning for less keeps the promise
 
@@ -58,9 +57,10 @@ class Budget:
     """Keeps observing below a share of the training time.
 
     A look may be taken when what was spent plus its expected cost stays below the share of the training time
-    so far. Looks are densest at the start of a run, so half of what a run of known length will earn may be
-    spent in advance (two seconds' worth where the length is not known). The first and the last look are free.
-    Samples are never postponed, and their cost counts.
+    so far. Looks are densest at the start of a run: where its length is known, what the run will earn is
+    spread evenly over the scheduled looks, so that too many of them are thinned and not cut off; where it is
+    not, two seconds' worth may be spent in advance. The first and the last look are free. Samples are never
+    postponed, and their cost counts.
 
     Args:
         max_overhead: seconds of observing per second of training; None switches the budget off.
@@ -121,22 +121,21 @@ class Budget:
         else:
             self.spent += seconds
 
-    def seconds_to_wait(self, cost: float | None = None, *, whole_run: float | None = None) -> float:
-        """Seconds of further training until `cost` (default: one more look) can be afforded; 0 if it can be
-        now.
+    def seconds_to_wait(self, cost: float | None = None, *, advance: float | None = None) -> float:
+        """Seconds of further training until `cost` can be afforded; 0 if it can be now.
 
         Args:
-            cost: seconds.
-            whole_run: expected training seconds of the whole run, where its length is known.
+            cost: seconds; default that of one more look.
+            advance: seconds of training whose earnings may be spent by now, where the run's length is known.
         """
         if self.max_overhead is None:
             return 0.0
         needed = (self.spent + (self.expected if cost is None else cost)) / (
             PLANNED_SHARE * self.max_overhead
         )
-        if whole_run is None:
+        if advance is None:
             return max(0.0, needed - self.training - ADVANCE)
-        return 0.0 if needed <= ADVANCED_PART * whole_run else max(0.0, needed - self.training)
+        return 0.0 if needed <= advance else max(0.0, needed - self.training)
 
     def state_dict(self) -> dict[str, float]:
         return {"spent": self.spent, "free": self.free, "expected": self.expected, "training": self.training}

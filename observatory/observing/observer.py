@@ -221,12 +221,12 @@ class Observer:
         return next(self._live.module.parameters()).device
 
     def _pace(self, station: Station, step: int) -> tuple[float, float | None]:
-        """Seconds per step so far, and expected seconds of the whole run where its length is known."""
-        done, whole = step - self._begun_at, self._total_steps
+        """Seconds per step so far, and seconds of training whose earnings may be spent by now."""
+        done, total = step - self._begun_at, self._total_steps
         per_step = station.budget.training_here / max(done, 1)
-        if whole is None or whole < 0 or done < STEPS_TO_EXTRAPOLATE:
+        if total is None or total < step or done < STEPS_TO_EXTRAPOLATE:
             return per_step, None
-        return per_step, per_step * whole
+        return per_step, per_step * total * station.schedule.progress(step, total)
 
     # Showing
 

@@ -66,6 +66,21 @@ class Schedule:
             k += 1
         return due
 
+    def progress(self, step: int, total: int) -> float:
+        """The share of a run of `total` steps that is over at `step`, counted in looks that were due."""
+        if self.every_n_epochs is not None or self.every_n_steps is not None:
+            return min(1.0, step / max(total, 1))
+        return min(1.0, self._count(step) / max(self._count(total), 1))
+
+    def _count(self, last: int) -> int:
+        """Number of due steps up to `last`."""
+        if self.at is not None:
+            return bisect_right(self.at, last)
+        count, step = 0, 0
+        while (step := self.next_after(step)) <= last:
+            count += 1
+        return count
+
     def due_after_epoch(self, epoch: int) -> bool:
         """Whether the end of epoch number `epoch` (counted from 0) is looked at."""
         return self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0

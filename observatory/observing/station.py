@@ -55,7 +55,7 @@ class Station:
         self.budget.begin()
         self._plan(step)
 
-    def due(self, step: int, seconds_per_step: float, whole_run: float | None) -> bool:
+    def due(self, step: int, seconds_per_step: float, advance: float | None) -> bool:
         """Whether to look now. Postpones the look to a later step where the budget does not allow it now."""
         if step < self.next or self.off or not self.observes:
             return False
@@ -67,13 +67,16 @@ class Station:
         if self.budget.max_overhead is None:
             return True
         self._settle()
-        wait = self.budget.seconds_to_wait(whole_run=whole_run) if rank() == 0 else 0.0
+        wait = self.budget.seconds_to_wait(advance=advance) if rank() == 0 else 0.0
         steps = broadcast_object(0 if wait == 0.0 else max(1, round(wait / max(seconds_per_step, 1e-9))))
         if steps == 0:
             return True
         if self.next == self.planned_at:
             self.postponed += 1
-        self.next = step + steps
+            self._note({"event": "postponed", "step": step})
+        self.next = min(step + steps, self.schedule.next_after(step))
+        if self.next < step + steps:
+            self.planned_at = self.next  # the next scheduled look comes first, and stands for this one too
         return False
 
     def look(

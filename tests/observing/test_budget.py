@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from observatory.observing import budget as module
-from observatory.observing.budget import ADVANCE, ADVANCED_PART, PLANNED_SHARE, Budget
+from observatory.observing.budget import ADVANCE, PLANNED_SHARE, Budget
 
 
 @pytest.fixture
@@ -17,9 +17,7 @@ def clock(monkeypatch):
     return Clock
 
 
-def run(
-    clock, budget: Budget, *, step: float, cost: float, steps: int, whole_run: float | None = None
-) -> float:
+def run(clock, budget: Budget, *, step: float, cost: float, steps: int, known: bool = False) -> float:
     """Look whenever it is allowed; the share of wall time that went into looks, first and last included."""
     began = clock.now
     budget.begin()
@@ -34,7 +32,7 @@ def run(
     look(True)
     for _ in range(steps):
         clock.now += step
-        if budget.seconds_to_wait(whole_run=whole_run) == 0.0:
+        if budget.seconds_to_wait(advance=clock.now - began if known else None) == 0.0:
             look(False)
     look(True)
     return spent / (clock.now - began)
@@ -43,9 +41,7 @@ def run(
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("seconds", [60, 61, 62, 65, 67, 100, 300])
 def test_share_stays_below_six_percent_with_half_second_looks(clock, known, seconds):
-    share = run(
-        clock, Budget(0.05), step=0.005, cost=0.5, steps=seconds * 200, whole_run=seconds if known else None
-    )
+    share = run(clock, Budget(0.05), step=0.005, cost=0.5, steps=seconds * 200, known=known)
     assert 0.03 < share <= 0.06
 
 
@@ -63,9 +59,8 @@ def test_advance_at_the_start_of_a_run(clock):
     assert budget.seconds_to_wait() == 0.0  # 0.01 s of 0.09 s
     earned = PLANNED_SHARE * 0.05 * ADVANCE
     assert budget.seconds_to_wait(2 * earned) == pytest.approx(ADVANCE)
-    long = PLANNED_SHARE * 0.05 * ADVANCED_PART * 1000.0
-    assert budget.seconds_to_wait(long, whole_run=1000.0) == 0.0
-    assert budget.seconds_to_wait(1.01 * long, whole_run=1000.0) > 0.0
+    assert budget.seconds_to_wait(PLANNED_SHARE * 0.05 * 500.0, advance=500.0) == 0.0
+    assert budget.seconds_to_wait(PLANNED_SHARE * 0.05 * 501.0, advance=500.0) == pytest.approx(501.0)
 
 
 def test_first_and_last_looks_are_free_and_samples_are_not(clock):

@@ -34,6 +34,13 @@ def test_a_longer_run_continues_the_schedule():
     assert due(schedule, 300) + due(schedule, 3000, start=300) == due(schedule, 3000)
 
 
+@pytest.mark.parametrize("schedule", [Schedule(), Schedule(every_n_steps=10), Schedule(at=[5, 50, 500])])
+def test_progress_is_the_share_of_looks_that_were_due(schedule):
+    steps = due(schedule, 1000)
+    shares = [schedule.progress(step, 1000) for step in steps]
+    assert shares == pytest.approx([(k + 1) / len(steps) for k in range(len(steps))])
+
+
 def test_other_schedules():
     assert due(Schedule(every_n_steps=7), 30) == [7, 14, 21, 28]
     assert due(Schedule(at=[9, 3, 3, 20]), 30) == [3, 9, 20]

@@ -1,0 +1,6 @@
+"""The page of a run: what was found, drawn and explained, in one file that needs no network."""
+
+from observatory.report.page import Section, write_page
+from observatory.report.run import write_report
+
+__all__ = ["Section", "write_page", "write_report"]
