@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
-PROGRAM = "observatory"
+from observatory.messages import PROGRAM, refuse
+
 FITTING = ("fit", "validate", "test", "predict")
 
 
@@ -25,12 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except (FileNotFoundError, ValueError) as error:
         refuse(str(error))
-
-
-def refuse(message: str) -> NoReturn:
-    """One line on standard error, exit code 2."""
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 class _Parser(argparse.ArgumentParser):

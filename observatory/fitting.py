@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -18,9 +17,12 @@ import observatory.callbacks
 import observatory.data
 import observatory.training  # their classes can then be named without their modules
 from observatory.callbacks.callback import ObservingCallback, record_directory
+from observatory.data import MissingData
+from observatory.messages import refuse
 from observatory.observing.station import Station
 from observatory.records import open_run
 from observatory.report import write_report
+from observatory.training import SeedEveryStep
 
 
 class _Parser(LightningArgumentParser):
@@ -28,8 +30,7 @@ class _Parser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"observatory: {_one_line(message)}", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(message)
 
 
 class ObservatoryCLI(LightningCLI):
@@ -58,7 +59,10 @@ class ObservatoryCLI(LightningCLI):
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         observed = self._get(self.config_init, "observe", default={}).values()
-        return super().instantiate_trainer(callbacks=[*given, *observed], **kwargs)
+        callbacks = [*given, *observed]
+        if not any(isinstance(callback, SeedEveryStep) for callback in callbacks):
+            callbacks.append(SeedEveryStep())  # a resumed run then draws what the uninterrupted one drew
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
         """Evaluate on the test split where there is one, write the page, say what was found."""
@@ -75,14 +79,17 @@ class ObservatoryCLI(LightningCLI):
 
 def fit(arguments: Sequence[str]) -> int:
     """Run `observatory fit ...` (or validate, test, predict); returns the exit code."""
-    ObservatoryCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        args=None if list(arguments) == sys.argv[1:] else list(arguments),
-    )
+    try:
+        ObservatoryCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            args=None if list(arguments) == sys.argv[1:] else list(arguments),
+        )
+    except MissingData as error:
+        refuse(str(error))
     return 0
 
 
@@ -139,7 +146,3 @@ def _stations(trainer: Trainer) -> list[Station]:
 
 def _has_test(data: LightningDataModule) -> bool:
     return type(data).test_dataloader is not LightningDataModule.test_dataloader
-
-
-def _one_line(message: str) -> str:
-    return re.sub(r"\s+", " ", message).strip()
