@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from observatory.looking import Loss, ModelFunction
 from observatory.numerics.curvature import leading_eigenvectors
 from observatory.weights.components import (
-    centred_gram,
-    components_of_gram,
-    lift,
     principal_components,
     project,
 )
@@ -181,12 +178,8 @@ def directions_and_motion(
 ) -> tuple[Tensor, Motion]:
     """Unit vectors (k, P) and the motion along them. Arguments as in `analyze`."""
     rows, size = trajectory.differences, trajectory.size
-    if size > len(rows):
-        found = components_of_gram(centred_gram(rows))
-        vectors = lift(rows, found.projections[:, :count]) if basis == "components" else rows[:0]
-    else:
-        found, vectors = principal_components(rows)
-    projections, vectors = found.projections[:, :count], vectors[:count]
+    found, vectors = principal_components(rows, count)
+    projections = found.projections
     if basis != "components":
         vectors = other_basis(landscape, basis, min(count, size), generator)
         projections = project(rows, vectors)

@@ -16,8 +16,8 @@ NEGLIGIBLE = 1e-12  # times Λ₁T: directions of smaller eigenvalues are roundi
 class Components:
     """Spectrum of the centred Gram matrix K = ZZᵀ of T snapshots: all that can be had without Z itself."""
 
-    variance: Tensor  # σ_i², (r,), falling, divisor T - 1, weight units squared
-    projections: Tensor  # θ_i(t), (T, r), weight units
+    variance: Tensor  # σ_i², (r,), all of them, falling, divisor T - 1, weight units squared
+    projections: Tensor  # θ_i(t) of the leading ones, (T, k), weight units
     total: Tensor  # Tr Σ, scalar, over all weights
 
     @property
@@ -62,14 +62,15 @@ def components_of_gram(gram: Tensor, *, count: int | None = None) -> Components:
 
     Args:
         gram: centred Gram matrix, (T, T).
-        count: number of components to keep; default all.
+        count: number k of projections; default all.
     """
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = _kept(values, len(values), count)
-    freedom = gram.shape[0] - 1
-    projections = vectors[:, :kept] * values[:kept].sqrt()
-    return Components(values[:kept] / freedom, projections, gram.diagonal().sum() / freedom)
+    values = values[: _significant(values, len(values))]
+    leading = values[:count]
+    projections = vectors[:, : len(leading)] * leading.sqrt()
+    freedom = len(gram) - 1
+    return Components(values / freedom, projections, gram.diagonal().sum() / freedom)
 
 
 def lift(rows: Tensor, projections: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ def principal_components(
 
     Args:
         rows: (T, P).
-        count: number of components; default all that are not rounding noise.
+        count: number k of directions; default all that are not rounding noise.
         trend: keep a linear trend in time; without it the components are those of the rest.
     """
     if rows.shape[1] > rows.shape[0]:
@@ -120,14 +121,14 @@ def principal_components(
         centred = centred - torch.outer(time, time @ centred)
     values, vectors = torch.linalg.eigh(centred.mT @ centred / (len(rows) - 1))
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = _kept(values, len(rows), count)
-    found = Components(values[:kept], centred @ vectors[:, :kept], values.sum())
-    return found, vectors[:, :kept].mT
+    total = values.sum()
+    values = values[: _significant(values, len(rows))]
+    vectors = vectors[:, : len(values[:count])]
+    return Components(values, centred @ vectors, total), vectors.mT
 
 
-def _kept(values: Tensor, snapshots: int, count: int | None) -> int:
-    kept = int((values > NEGLIGIBLE * values[0] * snapshots).sum())
-    return kept if count is None else min(kept, count)
+def _significant(values: Tensor, snapshots: int) -> int:
+    return int((values > NEGLIGIBLE * values[0] * snapshots).sum())
 
 
 def _unit_time(snapshots: int, like: Tensor) -> Tensor:

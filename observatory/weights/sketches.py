@@ -117,20 +117,27 @@ class CountSketch:
         size: number of weights P.
         coordinates: m.
         generator: of the places and signs.
+        device: of the vectors that will be sketched; default the generator's.
     """
 
-    def __init__(self, size: int, coordinates: int = 4096, *, generator: torch.Generator) -> None:
-        device = generator.device
+    def __init__(
+        self,
+        size: int,
+        coordinates: int = 4096,
+        *,
+        generator: torch.Generator,
+        device: torch.device | str | None = None,
+    ) -> None:
+        kind = {"generator": generator, "device": generator.device}
         self.coordinates = coordinates
-        self.place = torch.randint(coordinates, (size,), generator=generator, device=device)
-        self.sign = torch.randint(2, (size,), generator=generator, device=device, dtype=torch.int8) * 2 - 1
+        self.place = torch.randint(coordinates, (size,), **kind).to(device)  # type: ignore[call-overload]
+        self.sign = (torch.randint(2, (size,), **kind) * 2 - 1).to(device, torch.int8)  # type: ignore[call-overload]
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The sketch (..., m) of vectors (..., P), at least in float32."""
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        place, sign = self.place.to(rows.device), self.sign.to(rows.device)
         sketch = rows.new_zeros(*rows.shape[:-1], self.coordinates)
-        return sketch.index_add_(-1, place, rows * sign)
+        return sketch.index_add_(-1, self.place, rows * self.sign)
 
 
 def random_coordinates(size: int, count: int, *, generator: torch.Generator) -> Tensor:

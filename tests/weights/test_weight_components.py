@@ -103,7 +103,7 @@ def test_frequent_directions_are_exact_below_their_rank(generator):
     sketch.update(rows)
     values, directions = sketch.components(5)
     found, exact = principal_components(rows, 5)
-    assert torch.allclose(values, found.variance, rtol=1e-10)
+    assert torch.allclose(values, found.variance[:5], rtol=1e-10)
     assert torch.allclose((directions * exact).sum(1).abs(), torch.ones(5).double(), atol=1e-8)
 
 
