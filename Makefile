@@ -35,7 +35,7 @@ types: $(VENV)/.ready
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/observatory
 	@ln -s $(CURDIR)/observatory/* $(TYPES)/observatory/
 	@ln -s $(CURDIR)/callbacks $(CURDIR)/experiments $(TYPES)/observatory/
-	cd $(TYPES) && PYTHONPATH=. ../$(BIN)/lint-imports --config ../.importlinter --no-cache
+	cd $(TYPES) && PYTHONPATH=. ../$(BIN)/lint-imports ../.importlinter --no-cache
 	cd $(TYPES) && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache observatory
 
 slow: $(VENV)/.ready

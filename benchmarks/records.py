@@ -1,4 +1,4 @@
-"""Cost of one record: 20 scalars, a spectrum of 256 and 8 layers × 128 numbers, handed to the operating system.
+"""Cost of one record of 20 scalars, a spectrum of 256 and 8 layers × 128 numbers, handed to the system.
 
 Beside it the same numbers through csv (scalars only, flushed) and `numpy.savez` (one file per record).
 """

@@ -1,1 +1,1 @@
-"""Experiments: one flat YAML file each, read through `importlib.resources.files("observatory.experiments")`."""
+"""Experiments, one flat YAML file each; read with `importlib.resources.files("observatory.experiments")`."""

@@ -1,4 +1,4 @@
-"""Blocks of examples: as many at a time as memory allows, by rule where there is one, else by the definition."""
+"""Blocks of examples, as many at a time as memory allows, by rule or, where there is none, by definition."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Block:
         return self.directions.shape[1]
 
     def parts(self, other: Block, *, crossed: bool) -> Iterator[tuple[str, Tensor]]:
-        """The kernel of this block's examples with another's, by layer: (n, D, m, E) if crossed, else (n, m)."""
+        """The kernel of two blocks by layer: (n, D, m, E) if crossed, else (n, m)."""
         names = [_layer(claim.names) for claim in self.claims.claims]
         parts = _crossed(self, other) if crossed else paired(self.side, other.side)
         yield from zip(names, parts, strict=True)

@@ -78,10 +78,10 @@ def _assign(function: ModelFunction, record: RecordedForward, layouts: list[Layo
     }
     claims = []
     for k, call in enumerate(record.calls):  # parameters of one call, used nowhere else, together
-        own = tuple(o for o, name in call.parameters.items() if covered.get(name) == [(k, o)])
-        if own:
-            names = tuple(call.parameters[o] for o in own)
-            claims.append(Claim((k,), own, names, (layouts[k] or "outer",)))
+        together = tuple(o for o, name in call.parameters.items() if covered.get(name) == [(k, o)])
+        if together:
+            names = tuple(call.parameters[o] for o in together)
+            claims.append(Claim((k,), together, names, (layouts[k] or "outer",)))
     for name, uses in covered.items():
         if len(uses) > 1:
             calls, owns = zip(*uses, strict=True)

@@ -178,7 +178,7 @@ def _check(matrix: Tensor) -> None:
     asymmetry = (matrix - matrix.mT).abs().nan_to_num(0.0, 0.0)
     if bool((asymmetry.amax((-2, -1)) > ASYMMETRY * matrix.abs().nan_to_num(0.0, 0.0).amax((-2, -1))).any()):
         raise ValueError(
-            f"the kernel matrix is not symmetric: entries differ from the transpose's by {asymmetry.max():.3g}; "
+            f"the matrix is not symmetric: entries differ from the transpose's by {asymmetry.max():.3g}; "
             "a cross kernel K(x, x') has no collective variables, a full kernel needs to_matrix(kernel)"
         )
 

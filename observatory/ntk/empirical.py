@@ -127,8 +127,9 @@ def empirical_ntk_by_layer(
         record = record_calls(function, rows(examples, start, stop))
         if record.output.ndim == 0 or len(record.output) != stop - start:
             raise ValueError(
-                f"{stop - start} examples gave an output of shape {tuple(record.output.shape)}, whose first axis "
-                "is not the examples'; say which part is meant with output=, or how to call with forward="
+                f"{stop - start} examples gave an output of shape {tuple(record.output.shape)}, "
+                "whose first axis is not the examples'; "
+                "say which part is meant with output=, or how to call the model with forward="
             )
         if start == 0 and examples is x:
             _check_independent(record.output[0].detach(), first)
@@ -205,8 +206,9 @@ def _check_independent(within: Tensor, alone: Tensor) -> None:
     deviation = (within - alone).abs().max()
     if deviation > INDEPENDENCE * alone.abs().max().clamp_min(torch.finfo(alone.dtype).tiny):
         raise ValueError(
-            f"the first example's output depends on the other examples of the batch (it differs by {deviation:.3g} "
-            "when alone): normalisation or attention over the batch has no kernel between single examples"
+            "the first example's output depends on the other examples of the batch "
+            f"(it differs by {deviation:.3g} when alone): "
+            "normalisation or attention over the batch has no kernel between single examples"
         )
 
 

@@ -73,7 +73,7 @@ class SiteFactors(Factors):
 
     @property
     def patches(self) -> Tensor:
-        """U, (N, groups, sites, inputs), with a last column of ones if the bias takes part; kept if it is small."""
+        """U, (N, groups, sites, inputs), with a last column of ones for the bias; kept if it is small."""
         if self._kept is not None:
             return self._kept
         patches = self._patches()

@@ -126,7 +126,7 @@ def kernel_panel(kernels: Mapping[str, NDArray]) -> Panel:
     return Panel(
         "Kernel",
         figure,
-        "Cosine of the angle between the gradients of two examples, without the mean gradient that all share; "
+        "Cosine of the angle between the gradients of two examples, without the mean that all share; "
         "examples are sorted by class, so that blocks on the diagonal are classes that learn together.",
     )
 

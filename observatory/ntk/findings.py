@@ -38,15 +38,17 @@ def sentences(run: Run) -> list[Finding]:
         verdict = "fell (information compression)" if end < 0 else "rose (structure formation)"
     found = [
         Finding(
-            f"the kernel's entropy {verdict}: {s[0]:.2f} nat at step {steps[0]}, {s[-1]:.2f} at step {steps[-1]} "
-            f"of at most ln {n} = {np.log(n):.2f}; effective rank {np.exp(s[0]):.1f} to {np.exp(s[-1]):.1f}"
+            f"the kernel's entropy {verdict}: {s[0]:.2f} nat at step {steps[0]}, {s[-1]:.2f} "
+            f"at step {steps[-1]} of at most ln {n} = {np.log(n):.2f}; "
+            f"effective rank {np.exp(s[0]):.1f} to {np.exp(s[-1]):.1f}"
         ),
         Finding(
             f"lowest entropy {s[lowest]:.2f} at step {steps[lowest]}, highest {s[highest]:.2f} "
             f"at step {steps[highest]}"
         ),
         Finding(
-            f"the mean trace went from {t[0]:.3g} to {t[-1]:.3g} (highest {t.max():.3g} at step {steps[t.argmax()]})"
+            f"the mean trace went from {t[0]:.3g} to {t[-1]:.3g}, highest {t.max():.3g} "
+            f"at step {steps[t.argmax()]}"
         ),
     ]
     if "distance" in run:

@@ -12,8 +12,7 @@ Curves = dict[str, tuple[list[float], list[float]]]  # tag to steps and values
 
 
 def metrics_panel(folder: Path) -> list[Panel]:
-    """One panel with a plot per metric (loss, accuracy), the splits (train, val, test) as curves; [] if none.
-    """
+    """One panel with a plot per metric (loss, accuracy) and a curve per split; [] if nothing was logged."""
     curves = _from_csv(folder / "metrics.csv") or _from_events(folder)
     groups: dict[str, Curves] = defaultdict(dict)
     for tag, curve in curves.items():

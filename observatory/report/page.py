@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from observatory.records import Finding, Panel
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent
 WIDE = 1.9  # figures of a larger aspect ratio get a row of their own
-_STYLE = {"svg.fonttype": "path", "svg.hashsalt": "observatory", "font.size": 10, "axes.titlesize": 10}
+_STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "observatory", "font.size": 10, "axes.titlesize": 10}
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,9 @@ def _looks_section(run: Run) -> Section:
         )
     header = ("instrument", "looks", "postponed", "median cost", "total", "first and last", "budget")
     text = (
-        "A look that the budget does not allow is postponed, at most to the next one planned, which then stands "
-        "for both. The budget is a share of the training time; the first and the last look are outside it."
+        "A look that the budget does not allow is postponed, at most to the next one planned, which then "
+        "stands for both. The budget is a share of the training time; "
+        "the first and the last look are outside it."
     )
     return Section("Looks", text, header=header, rows=rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_infinite_width_kernel_is_approached_as_one_over_root_width():
         return ((scaled - limit).norm() / limit.norm()).item()
 
     errors = [math.sqrt(sum(error(m, s) ** 2 for s in range(8)) / 8) for m in (64, 1024, 16384)]
-    slopes = [math.log(b / a) / math.log(16) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log(b / a) / math.log(16) for a, b in pairwise(errors)]
     assert all(-0.75 < slope < -0.3 for slope in slopes)
     assert errors[-1] < 0.03
 
