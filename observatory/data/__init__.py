@@ -5,6 +5,7 @@ from observatory.data.files import MissingData, data_root
 from observatory.data.images import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST
 from observatory.data.loading import EpochSampler, ResumableLoader, evaluation_loader, training_loader
 from observatory.data.recordings import TrajectorySet, read_trajectories
+from observatory.data.stacked import StackedData, StackedTensors
 from observatory.data.steps import Steps
 from observatory.data.tables import UCI, Diabetes
 from observatory.data.tensors import Splits, TensorData, split_tensors, spread_order
@@ -22,6 +23,8 @@ __all__ = [
     "MissingData",
     "ResumableLoader",
     "Splits",
+    "StackedData",
+    "StackedTensors",
     "Steps",
     "TensorData",
     "Trajectories",

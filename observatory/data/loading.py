@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -34,14 +35,18 @@ class EpochSampler(DistributedSampler):
         super().__init__(cast(Dataset, dataset), ranks, rank, shuffle=shuffle, seed=seed)
         self.offset = 0  # indices of this rank to leave out at the beginning
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> Tensor:
+        """The indices of this epoch and rank from `offset` on, int64."""
         n = len(cast(Sized, self.dataset))
         if self.shuffle:
             order = torch.randperm(n, generator=torch.Generator().manual_seed(_stream(self.seed, self.epoch)))
         else:
             order = torch.arange(n)
         own = order[torch.arange(self.rank, self.total_size, self.num_replicas) % max(n, 1)]
-        return iter(own[self.offset :].tolist())
+        return own[self.offset :]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.order().tolist())
 
 
 class ResumableLoader(DataLoader):

@@ -1,9 +1,10 @@
 """The one loop: LightningModules for everything that is trained here, and exact resuming."""
 
+from observatory.training.ensemble import Ensemble
 from observatory.training.fit import Fit
 from observatory.training.iterate import Iterate
 from observatory.training.networks import MLP, ConvNet
 from observatory.training.resuming import SeedEveryStep, seed_streams
 from observatory.training.supervised import Supervised
 
-__all__ = ["MLP", "ConvNet", "Fit", "Iterate", "SeedEveryStep", "Supervised", "seed_streams"]
+__all__ = ["MLP", "ConvNet", "Ensemble", "Fit", "Iterate", "SeedEveryStep", "Supervised", "seed_streams"]

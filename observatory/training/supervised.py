@@ -14,6 +14,20 @@ from observatory.training.optimisers import configured
 _LOSSES: dict[str, type[nn.Module]] = {"cross_entropy": nn.CrossEntropyLoss, "mse": nn.MSELoss}
 
 
+def mean_loss(loss: nn.Module, output: Tensor, y: Tensor) -> Tensor:
+    """`loss(output, y)`, a scalar.
+
+    Raises:
+        ValueError: if outputs and targets would be broadcast against each other.
+    """
+    if isinstance(loss, nn.MSELoss) and output.shape != y.shape:
+        raise ValueError(
+            f"outputs of shape {tuple(output.shape)} against targets of shape {tuple(y.shape)}: "
+            "give the targets the outputs' shape, for one number (N, 1)"
+        )
+    return loss(output, y)
+
+
 class Supervised(LightningModule):
     """Minimise the mean loss of a network over batches (inputs, targets).
 
@@ -49,7 +63,7 @@ class Supervised(LightningModule):
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
-        loss = self._mean_loss(self.network(x), y)
+        loss = mean_loss(self.loss, self.network(x), y)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(y))
         return loss
 
@@ -61,18 +75,10 @@ class Supervised(LightningModule):
 
     def _evaluate(self, stage: str, x: Any, y: Tensor) -> None:
         output = self.network(x)
-        self.log(f"{stage}/loss", self._mean_loss(output, y), batch_size=len(y), sync_dist=True)
+        self.log(f"{stage}/loss", mean_loss(self.loss, output, y), batch_size=len(y), sync_dist=True)
         if not y.is_floating_point() and output.ndim == y.ndim + 1:
             hits = (output.argmax(1) == y).float().mean()
             self.log(f"{stage}/accuracy", hits, prog_bar=True, batch_size=len(y), sync_dist=True)
-
-    def _mean_loss(self, output: Tensor, y: Tensor) -> Tensor:
-        if isinstance(self.loss, nn.MSELoss) and output.shape != y.shape:  # it would broadcast them
-            raise ValueError(
-                f"outputs of shape {tuple(output.shape)} against targets of shape {tuple(y.shape)}: "
-                "give the targets the outputs' shape, for one number (N, 1)"
-            )
-        return self.loss(output, y)
 
     def configure_optimizers(self) -> Any:
         return configured(self.parameters(), self.optimizer, self.scheduler, self.interval)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from observatory.data import Digits, Steps
-from observatory.training import MLP, Fit, Iterate, SeedEveryStep, Supervised
+from observatory.data import Digits, StackedData, Steps
+from observatory.training import MLP, Ensemble, Fit, Iterate, SeedEveryStep, Supervised
 
 
 class NoisyOscillator(nn.Module):
@@ -65,10 +66,19 @@ def supervised(workers: int = 0) -> tuple[pl.LightningModule, pl.LightningDataMo
     return Supervised(network, optimizer=adam, scheduler=rate, interval="step"), data
 
 
+def ensemble() -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    members = [
+        Supervised(MLP([64, 8, 10]), optimizer=partial(torch.optim.Adam, lr=lr), scheduler=rate)
+        for lr in (1e-2, 3e-3, 1e-3)
+    ]
+    return Ensemble(members), StackedData([Digits(flat=True, subset=500, seed=k) for k in range(3)])
+
+
 RUNS: dict[str, Callable[[], tuple[pl.LightningModule, pl.LightningDataModule]]] = {
     "supervised": supervised,
     "supervised with workers": lambda: supervised(workers=2),
     "fit": lambda: (Fit(NoisyOscillator(), adam), Digits(flat=True, subset=500)),
+    "ensemble": ensemble,
     "iterate": lambda: (Iterate(RandomWalk()), Steps(8)),
 }
 
