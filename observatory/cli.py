@@ -70,29 +70,35 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _catalogue() -> dict[str, dict[str, str]]:
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
+    from torch.nn import Module
+
     import observatory.callbacks as callbacks
     import observatory.data as data
     import observatory.training as training
 
+    models = _summaries(training, LightningModule)
     experiments = {}
     for file in sorted(files("observatory.experiments").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
             first = file.read_text().split("\n", 1)[0]
             experiments[file.name] = first.lstrip("# ") if first.startswith("#") else ""
     return {
-        "instruments (observe:)": _summaries(callbacks),
-        "data (data:)": _summaries(data),
-        "training (model:)": _summaries(training),
+        "instruments (observe:)": _summaries(callbacks, Callback),
+        "models (model:)": models,
+        "networks (network:)": {k: v for k, v in _summaries(training, Module).items() if k not in models},
+        "data (data:)": _summaries(data, LightningDataModule),
         "experiments": experiments,
     }
 
 
-def _summaries(module: Any) -> dict[str, str]:
+def _summaries(module: Any, base: type) -> dict[str, str]:
+    """First lines of the docstrings of a module's public subclasses of `base`."""
     public = {name: getattr(module, name) for name in module.__all__}
     return {
         name: (value.__doc__ or "").strip().split("\n")[0]
         for name, value in public.items()
-        if isinstance(value, type)
+        if isinstance(value, type) and issubclass(value, base)
     }
 
 

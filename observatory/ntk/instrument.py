@@ -101,7 +101,7 @@ class CollectiveVariables(Instrument):
 
     def charts(self) -> dict[str, list[str]]:
         return {
-            "Trace": ["mean_trace", "largest_eigenvalue"],
+            "Mean trace": ["mean_trace"],
             "Entropy": ["entropy", "centred_entropy", "cosine_entropy"],
             "Rank": ["effective_rank", "participation_ratio"],
             "Alignment": ["alignment", "centred_alignment"],
