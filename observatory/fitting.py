@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -79,6 +81,7 @@ class ObservatoryCLI(LightningCLI):
 
 def fit(arguments: Sequence[str]) -> int:
     """Run `observatory fit ...` (or validate, test, predict); returns the exit code."""
+    quiet()
     try:
         ObservatoryCLI(
             LightningModule,
@@ -91,6 +94,14 @@ def fit(arguments: Sequence[str]) -> int:
     except MissingData as error:
         refuse(str(error))
     return 0
+
+
+def quiet() -> None:
+    """Leave out what Lightning says of itself and not of the run."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip: For seamless" not in record.getMessage()
+    )
 
 
 def summarise(trainer: Trainer) -> None:

@@ -26,6 +26,8 @@ def panels(run: Run) -> list[Panel]:
     if "spectrum" in run and len(run["spectrum"]):
         spectrum = run["spectrum"]
         found.append(spectrum_panel(spectrum.values, spectrum.steps.tolist()))
+    if "centred_alignment" in run and np.isfinite(run["centred_alignment"].values).any():
+        found.append(alignment_panel(run))
     if "kernel" in run and len(run["kernel"]):
         kernel = run["kernel"]
         chosen = sorted(
@@ -36,8 +38,6 @@ def panels(run: Run) -> list[Panel]:
             }
         )
         found.append(kernel_panel({f"step {kernel.steps[k]}": np.asarray(kernel.values[k]) for k in chosen}))
-    if "centred_alignment" in run and np.isfinite(run["centred_alignment"].values).any():
-        found.append(alignment_panel(run))
     return found
 
 
@@ -133,7 +133,7 @@ def kernel_panel(kernels: Mapping[str, NDArray]) -> Panel:
 
 def alignment_panel(run: Run) -> Panel:
     """Alignment with the targets, and distance from the first kernel."""
-    figure, axes = _figure(1, 1, (7.0, 3.4))
+    figure, axes = _figure(1, 1, (6.0, 4.4))
     for name, label in (
         ("centred_alignment", "centred alignment with the targets"),
         ("alignment", "alignment with the targets"),

@@ -53,9 +53,10 @@ def sentences(run: Run) -> list[Finding]:
     ]
     if "distance" in run:
         distance = run["distance"].values[finite][-1]
-        manner = "feature learning" if distance > 0.1 else "close to lazy training"
         found.append(
-            Finding(f"the kernel turned by a distance of {distance:.2g} from its first value: {manner}")
+            Finding(
+                f"its direction is a distance of {distance:.2g} from that of the first look (0: the same)"
+            )
         )
     if "centred_alignment" in run and np.isfinite(run["centred_alignment"].values[finite]).all():
         a = run["centred_alignment"].values[finite]

@@ -193,6 +193,53 @@ def test_resumed_instrument_keeps_its_state(tmp_path):
     assert looks.values.tolist() == list(range(1, 12))
 
 
+class FromEveryHook(WatchNorm):
+    """Looks wherever Lightning calls: gradients may be off, and the module in evaluation mode."""
+
+    def _look(self, trainer):
+        (station,) = self.observer.stations
+        self.observer._look(station, trainer.global_step, trainer.current_epoch)
+
+    def on_before_zero_grad(self, trainer, *_):
+        self._look(trainer)
+
+    def on_after_backward(self, trainer, *_):
+        self._look(trainer)
+
+    def on_before_optimizer_step(self, trainer, *_):
+        self._look(trainer)
+
+    def on_validation_batch_end(self, trainer, *_):
+        if not trainer.sanity_checking:
+            self._look(trainer)
+
+    def on_validation_epoch_end(self, trainer, *_):
+        if not trainer.sanity_checking:
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer, module):
+        self._look(trainer)
+        super().on_train_epoch_end(trainer, module)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_looks_from_every_hook_disturb_nothing(tmp_path, accumulate):
+    watched = fit(tmp_path / "a", [FromEveryHook(**EVERY_STEP)], accumulate_grad_batches=accumulate)
+    watched.assert_same(fit(tmp_path / "b", accumulate_grad_batches=accumulate))
+    assert len(open_run(tmp_path / "a/observatory/run_0")["norm/looks"]) > 60
+
+
+def test_bits_of_a_disturbed_run_differ(tmp_path):
+    """The comparison can fail: one draw from the global stream is enough."""
+
+    class Draws(WatchNorm):
+        def on_train_batch_end(self, *args):
+            torch.rand(1)
+
+    with pytest.raises(AssertionError):
+        fit(tmp_path / "a", [Draws()]).assert_same(fit(tmp_path / "b"))
+
+
 def test_observables_can_be_monitored(tmp_path):
     from lightning.pytorch.callbacks import EarlyStopping
 
