@@ -91,6 +91,10 @@ class Ensemble(LightningModule):
         state = dict(self.network.named_parameters()), dict(self.network.named_buffers())
         return vmap(lambda state, x: functional_call(self.network, state, (x,)))(state, x)
 
+    def batch_losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of each member over its batch (K, B, ...), shape (K,); differentiate the sum."""
+        return self._losses(self._outputs(x), y)
+
     def _losses(self, output: Tensor, y: Tensor) -> Tensor:
         """Mean loss of each member over its batch, shape (K,)."""
         loss = self.loss
@@ -109,7 +113,7 @@ class Ensemble(LightningModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         x, y = batch
-        losses = self._losses(self._outputs(x), y)
+        losses = self.batch_losses(x, y)
         self.losses = losses.detach()
         self.log("train/loss", self.losses.mean(), prog_bar=True, batch_size=y.shape[1])
         return losses.sum()
@@ -147,7 +151,7 @@ class Ensemble(LightningModule):
         examples = sums.pop(f"{stage}/examples", None)
         if examples is not None:
             self.metrics |= {name: value / examples for name, value in sums.items()}
-            self.log_dict({name: self.metrics[name].mean() for name in sums}, prog_bar=True)
+            self.log_dict({name: self.metrics[name].mean() for name in sums}, prog_bar=True, sync_dist=True)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         gathered = self.all_gather(sums)

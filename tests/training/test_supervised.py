@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from observatory.data import Digits
 from observatory.training import MLP, ConvNet, Supervised
+
+DIGITS = """
+seed_everything: 0
+model:
+  class_path: observatory.training.Supervised
+  init_args:
+    network:
+      class_path: observatory.training.ConvNet
+      init_args: {image: [1, 8, 8], channels: [32, 64], classes: 10}
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 2.0e-3, weight_decay: 0.1}}
+    scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 40}}
+data:
+  class_path: observatory.data.Digits
+trainer: {accelerator: cpu, logger: false, enable_checkpointing: false}
+"""
 
 
 def quiet_trainer(folder: Path, **options: object) -> pl.Trainer:
@@ -86,9 +103,31 @@ def test_networks_have_the_shapes_they_name() -> None:
         MLP([2])
 
 
+def test_an_experiment_needs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["observatory"])
+    for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # set by the seed; put back afterwards
+        monkeypatch.setenv(variable, "0")
+    config = tmp_path / "digits.yaml"
+    config.write_text(DIGITS)
+    cli = LightningCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        run=False,
+        args=["--config", str(config), "--data.subset", "100"],
+    )
+    made = cli.model.configure_optimizers()
+    assert isinstance(made["optimizer"], torch.optim.AdamW)
+    assert made["lr_scheduler"]["scheduler"].T_max == 40
+    x, _ = next(iter(cli.datamodule.train_dataloader()))
+    assert cli.model(x).shape == (64, 10)
+    assert len(cli.datamodule.dataset("train")) == 100
+
+
 @pytest.mark.slow
 def test_a_small_convolutional_network_learns_the_digits(tmp_path: Path) -> None:
-    pl.seed_everything(0, verbose=False)
+    torch.manual_seed(0)
     data = Digits()
     model = Supervised(
         ConvNet((1, 8, 8), [32, 64], 10),
