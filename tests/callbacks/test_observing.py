@@ -226,7 +226,7 @@ class FromEveryHook(WatchNorm):
 def test_looks_from_every_hook_disturb_nothing(tmp_path, accumulate):
     watched = fit(tmp_path / "a", [FromEveryHook(**EVERY_STEP)], accumulate_grad_batches=accumulate)
     watched.assert_same(fit(tmp_path / "b", accumulate_grad_batches=accumulate))
-    assert len(open_run(tmp_path / "a/observatory/run_0")["norm/looks"]) > 60
+    assert len(open_run(tmp_path / "a/observatory/run_0")["norm/looks"]) > 50
 
 
 def test_bits_of_a_disturbed_run_differ(tmp_path):
