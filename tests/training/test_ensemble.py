@@ -142,6 +142,23 @@ def test_single_precision_agrees_to_a_millionth(tmp_path: Path) -> None:
     assert_same_weights(ensemble, alone, tolerance=1e-6)
 
 
+def test_the_gradient_of_the_sum_is_each_members_own(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    members = [Supervised(MLP([5, 7, 3], "tanh")).double().to(device) for _ in range(4)]
+    ensemble = Ensemble(members).to(device)
+    x = torch.randn(4, 6, 5, generator=generator, dtype=torch.float64).to(device)
+    y = torch.randint(3, (4, 6), generator=generator).to(device)
+    losses = ensemble.batch_losses(x, y)
+    losses.sum().backward()
+    for k, member in enumerate(members):
+        loss = member.loss(member(x[k]), y[k])
+        own = torch.autograd.grad(loss, list(member.parameters()))
+        assert losses[k].item() == pytest.approx(loss.item(), rel=1e-13)
+        for stacked, gradient in zip(ensemble.network.parameters(), own, strict=True):
+            torch.testing.assert_close(stacked.grad[k], gradient, atol=1e-14, rtol=1e-12)
+
+
 def test_convolutions_are_stacked_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     members = [Supervised(ConvNet((1, 8, 8), [4, 8], 10), optimizer=momentum(1e-2)) for _ in range(3)]
