@@ -139,18 +139,17 @@ def profile_panel(values: Values) -> Panel:
     base = float(values["loss_at_mean"])
     for k, (s, loss) in enumerate(zip(values["profile_distance"], values["profile_loss"], strict=True)):
         if np.isfinite(loss).any():
-            axis.plot(s, loss, lw=1, label=f"direction {k + 1}")
+            axis.plot(s / (s[-1] - s[0]), loss, lw=1, label=f"direction {k + 1}")
     axis.axhline(base * np.e, color="0.5", ls=":", lw=1, label="e·L₀")
-    axis.set(xlabel="distance s from the mean weights", ylabel="loss L")
+    axis.set(xlabel="distance from the mean weights / width shown", ylabel="loss L")
     if base > 0:
         axis.set_yscale("log")
     axis.legend(frameon=False)
     return Panel(
         "Loss profiles",
         figure,
-        "Loss along the leading directions through the mean weights of the window. The flatness F is the "
-        "width "
-        "at e times the loss at the mean.",
+        "Loss along the leading directions through the mean weights of the window, each over 1.2 times its "
+        "own flatness F, the width at e times the loss at the mean.",
     )
 
 

@@ -38,9 +38,9 @@ def flatness(
 ) -> Flatness:
     """Flatness of unit directions, all searched together.
 
-    The next point to try is where the parabola through L₀, with the slope there and through the last point,
-    crosses, within a bracket that every evaluation narrows; where the landscape is quadratic the first
-    guess is right. Two crossings within a factor 2 of each other are not told apart.
+    The next point to try is where a cubic with the known slope crosses that goes through the last two points
+    (at first with the known curvature through one), within a bracket that every evaluation narrows. Two
+    crossings within a factor 2 of each other are not told apart.
 
     Args:
         landscape: about θ₀.
@@ -63,59 +63,82 @@ def flatness(
             f"the flatness is undefined where the loss is {float(base):g}: it is the width at e times that "
             "loss; use the curvature instead"
         )
-    sides = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=base.device)
-    slope = slopes.double()[:, None] * sides  # (k, 2)
-    kappa = curvature.double()[:, None].expand_as(slope)
-    rise = (math.e - 1) * base
-    predicted = _crossing(slope, kappa, rise)
-    fallback = (10 * scale.double()[:, None]).clamp(1e-6, s_max).expand_as(slope)
-    s = torch.where(predicted.isfinite(), predicted, fallback).clamp(max=s_max)
-    low, high = torch.zeros_like(s), torch.full_like(s, torch.inf)
-    done = torch.zeros_like(s, dtype=torch.bool)
-    for _ in range(60):
-        active = ~done.all(1)
+    search = _Search(slopes.double(), curvature.double(), scale.double(), (math.e - 1) * base, s_max, rtol)
+    for _ in range(80):
+        active = ~search.done.all(1)
         if not bool(active.any()):
             break
-        values = torch.full_like(s, torch.nan)
-        values[active] = landscape.along(directions[active], s[active] * sides) - base
-        above = values >= rise
-        high = torch.where(~done & above, s, high)
-        low = torch.where(~done & ~above & active[:, None], s, low)
-        s, done = _next(s, values, slope, rise, low, high, done, s_max, rtol)
-    crossing = torch.where(high.isfinite(), s, torch.inf)
+        rises = torch.full_like(search.s, torch.nan)
+        chosen = directions if bool(active.all()) else directions[active]
+        rises[active] = landscape.along(chosen, search.s[active] * search.sides) - base
+        search.advance(rises)
+    crossing = torch.where(search.found, search.s, torch.inf)
     left, right = -crossing[:, 0], crossing[:, 1]
     return Flatness(width=right - left, left=left, right=right, loss=base)
 
 
+class _Search:
+    """Looks for g(s) = L(s) - L₀ = rise on both sides of k directions, with s > 0 counted outwards."""
+
+    def __init__(
+        self, slope: Tensor, curvature: Tensor, scale: Tensor, rise: Tensor, s_max: float, rtol: float
+    ) -> None:
+        self.sides = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=slope.device)
+        self.slope = slope[:, None] * self.sides  # (k, 2)
+        self.rise, self.s_max, self.rtol = rise, s_max, rtol
+        # where the landscape bends down, its scale is still √(rise/|κ|)
+        first = _crossing(self.slope, curvature.abs()[:, None].expand_as(self.slope), rise)
+        fallback = (10 * scale).clamp_min(1e-6)[:, None].expand_as(self.slope)
+        usable = first.isfinite() & (first > 0)
+        self.first = self.s = torch.where(usable, first, fallback).clamp(max=s_max)
+        self.low, self.high = torch.zeros_like(self.s), torch.full_like(self.s, torch.inf)
+        bend = (curvature / 2)[:, None].expand_as(self.slope)
+        self.previous = torch.zeros_like(self.s), bend  # (g - b s)/s² at the point before: κ/2 at 0
+        self.done = torch.zeros_like(self.s, dtype=torch.bool)
+        self.found = torch.zeros_like(self.done)
+
+    def advance(self, g: Tensor) -> None:
+        """Take in g(s), NaN where it was not evaluated, and choose the next points."""
+        s, live = self.s, ~self.done & g.isfinite()
+        overflow = ~self.done & ~g.isfinite()  # far out the loss itself may overflow: that is a crossing
+        above = (g >= self.rise) | overflow
+        self.high = torch.where(~self.done & above, s, self.high)
+        self.low = torch.where(live & ~above, s, self.low)
+        guess = self._guess(g)
+        bracketed = self.high.isfinite()
+        inside = (guess > self.low) & (guess < self.high)
+        farther = torch.where(
+            s > 8 * self.first, 4 * s, 2 * s
+        )  # no crossing anywhere near: end the search soon
+        outwards = torch.where(guess > s, torch.minimum(guess, 8 * s), farther)
+        proposal = torch.where(bracketed, torch.where(inside, guess, (self.low + self.high) / 2), outwards)
+        close = (proposal - s).abs() <= self.rtol / 2 * s
+        narrow = bracketed & (self.high - self.low <= self.rtol * self.high)
+        settled = ~self.done & ((close & inside) | narrow)
+        given_up = ~self.done & ~bracketed & (s >= self.s_max)
+        bend = (g - self.slope * s) / s.square()
+        self.previous = torch.where(live, s, self.previous[0]), torch.where(live, bend, self.previous[1])
+        self.s = torch.where(self.done | given_up, s, proposal.clamp(max=self.s_max))
+        self.found |= settled
+        self.done |= settled | given_up
+
+    def _guess(self, g: Tensor) -> Tensor:
+        """Crossing of b s + a s² + c s³ through this point and the one before, or of a parabola through
+        this.
+        """
+        s, (t, before) = self.s, self.previous
+        here = (g - self.slope * s) / s.square()
+        parabola = _crossing(self.slope, 2 * here, self.rise)
+        c = (here - before) / (s - t)
+        a = here - c * s
+        x = parabola.clone()
+        for _ in range(6):  # Newton's steps on the cubic cost nothing beside an evaluation
+            x = x - (((c * x + a) * x + self.slope) * x - self.rise) / ((3 * c * x + 2 * a) * x + self.slope)
+        good = x.isfinite() & (x > 0.5 * parabola) & (x < 2 * parabola)
+        return torch.where(good, x, parabola)
+
+
 def _crossing(slope: Tensor, curvature: Tensor, rise: Tensor) -> Tensor:
-    """The positive root of b s + ½κs² = rise, NaN where there is none."""
+    """The positive root of b s + ½κs² = rise, in its stable form; NaN or inf where there is none."""
     root = (slope.square() + 2 * curvature * rise).sqrt()
-    # 2 rise/(b + √...) would be the stable form for b > 0, (√... - b)/κ the one for b < 0
     return torch.where(slope >= 0, 2 * rise / (slope + root), (root - slope) / curvature)
-
-
-def _next(
-    s: Tensor,
-    values: Tensor,
-    slope: Tensor,
-    rise: Tensor,
-    low: Tensor,
-    high: Tensor,
-    done: Tensor,
-    s_max: float,
-    rtol: float,
-) -> tuple[Tensor, Tensor]:
-    """The next point of each side, and which sides are found or given up."""
-    curvature = 2 * (values - slope * s) / s.square()
-    guess = _crossing(slope, curvature, rise)
-    bracketed = high.isfinite()
-    doubled = torch.where(
-        guess > 2 * s, torch.minimum(guess, 8 * s), 2 * s
-    )  # a longer step where one is predicted
-    middle = (low + high) / 2
-    inside = (guess > low) & (guess < high)
-    proposal = torch.where(bracketed, torch.where(inside, guess, middle), doubled)
-    settled = bracketed & (((proposal - s).abs() <= rtol / 2 * s) | ((high - low) <= rtol * high))
-    given_up = ~bracketed & (s >= s_max)
-    found = torch.where(done, s, torch.where(given_up, s, proposal.clamp(max=s_max)))
-    return found, done | settled | given_up

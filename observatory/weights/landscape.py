@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from observatory.looking import Loss, ModelFunction
 from observatory.looking.likelihood import likelihood_loss
 from observatory.numerics.curvature import Theta, directional_derivatives, hessian_products, ravel, unravel
+from observatory.weights.lines import StraightLine
 
 Batches = Iterable[tuple[Any, Any]]
-POINTS_BYTES = 2**28  # of weights or outputs that are evaluated at once
+POINTS_BYTES = 2**28  # of weights or inputs of the points that are evaluated at once
+POINTS_ON_CPU = 10
 
 
 class Landscape:
@@ -80,16 +82,21 @@ class Landscape:
 
     def along(self, directions: Tensor, distances: Tensor) -> Tensor:
         """L(θ₀ + s_ij p_i) for directions (k, P) and distances s (k, m), shape (k, m), float64."""
-        count, per = distances.shape
-        at_once = self._at_once(directions.shape[1])
-        lines = torch.arange(count, device=distances.device).repeat_interleave(per)
-        center = self.center
-        vectors = directions.to(center)
-        values = [
-            self.at(center + s[:, None].to(center) * vectors[i])
-            for i, s in zip(lines.split(at_once), distances.flatten().split(at_once), strict=True)
-        ]
-        return torch.cat(values).reshape(count, per)
+        chunk, center = self._at_once(directions.shape[1]), self.center
+        lines = unravel(directions.to(center), self.theta)
+        s = distances.to(center)
+
+        def one(direction: Theta, s: Tensor, inputs: Any, targets: Any) -> Tensor:
+            with StraightLine(self.theta, direction, s):
+                return self.loss(self.function(inputs, self.theta), targets)
+
+        points = vmap(one, in_dims=(None, 0, None, None))
+
+        def evaluate(inputs: Any, targets: Any) -> Tensor:
+            with torch.no_grad():
+                return vmap(points, in_dims=(0, 0, None, None), chunk_size=chunk)(lines, s, inputs, targets)
+
+        return self._mean(evaluate)
 
     def gradient(self) -> Tensor:
         """∇L(θ₀), (P,), float64."""
@@ -137,7 +144,10 @@ class Landscape:
         largest = max(
             sum(leaf.numel() for leaf in tree_leaves(x) if isinstance(leaf, Tensor)) for x, _ in self.batches
         )
-        return max(1, POINTS_BYTES // (4 * max(size, largest)))
+        fitting = max(1, POINTS_BYTES // (4 * max(size, largest)))
+        # on a CPU the activations of a few points stay in the cache; measured optimum for 50 to 1000
+        # wide layers
+        return min(fitting, POINTS_ON_CPU) if self.function.device.type == "cpu" else fitting
 
 
 def _single(tensor: Tensor) -> Tensor:
