@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from observatory.looking.calls import LayerCall, RecordedForward, record_calls
 from observatory.looking.model import ModelFunction
 from observatory.ntk.claims import Claims
 from observatory.ntk.contraction import Side, crossed, paired
 from observatory.ntk.gradients import example_gradients, rows
+
+INDEPENDENCE = 1e-3  # relative; BLAS takes other kernels for one row than for many, which differ by 1e-6
+_KEPT = "_observatory_sizes"  # attribute of the twin
 
 
 @dataclass(eq=False)
@@ -60,15 +64,70 @@ def _layer(names: tuple[str, ...]) -> str:
     return layers.pop() if len(names) > 1 and len(layers) == 1 else names[0]
 
 
-def block_size(function: ModelFunction, x: Any, *, crossed: bool, outputs: int, max_memory: int) -> int:
-    """How many examples at a time keep activations, patches and gradients below `max_memory` bytes."""
-    one = record_calls(function, rows(x, 0, 1))
-    activations = sum(call.shape.numel() for call in one.calls)
-    patches = max((_patches(call) for call in one.calls), default=0)
-    directions = outputs if crossed else 1
-    largest = max(function.theta[name].numel() for name in function.selected)
-    numbers = activations * (3 + (directions if crossed else 0)) + patches + 2 * directions * largest
-    return max(1, max_memory // max(1, numbers * one.output.element_size()))
+@dataclass
+class Sizes:
+    """What one example takes. Kept on the twin."""
+
+    output: torch.Size
+    activations: int  # numbers in the outputs of all recorded calls
+    patches: int  # numbers in the largest U
+    itemsize: int
+    alone: Tensor  # output of the first example without company
+    independent: bool = False  # whether that was compared with its output in company
+
+    def block(self, function: ModelFunction, *, crossed: bool, max_memory: int) -> int:
+        """How many examples at a time keep activations, patches and gradients below `max_memory` bytes."""
+        directions = self.output.numel() if crossed else 1
+        largest = max(function.theta[name].numel() for name in function.selected)
+        numbers = (
+            self.activations * (3 + (directions if crossed else 0)) + self.patches + 2 * directions * largest
+        )
+        return int(max(1, max_memory // max(1, numbers * self.itemsize)))
+
+    def check_independent(self, output: Tensor) -> None:
+        """An example's output must be the same in company and alone.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if self.independent:
+            return
+        deviation = (output[0].detach() - self.alone).abs().max()
+        if deviation > INDEPENDENCE * self.alone.abs().max().clamp_min(torch.finfo(output.dtype).tiny):
+            raise ValueError(
+                "the first example's output depends on the other examples of the batch "
+                f"(it differs by {deviation:.3g} when alone): "
+                "normalisation or attention over the batch has no kernel between single examples"
+            )
+        self.independent = True
+
+
+def sizes_of(function: ModelFunction, x: Any) -> Sizes:
+    """Look at one example, once for each model and shape of inputs.
+
+    Raises:
+        ValueError: if integers go into a layer of real numbers.
+    """
+    known = function.twin.__dict__.setdefault(_KEPT, {})
+    tensors = [leaf for leaf in tree_leaves(x) if isinstance(leaf, Tensor)]
+    key = (function.selected, function.forward, function.output, *((t.shape[1:], t.dtype) for t in tensors))
+    if key not in known:
+        try:
+            one = record_calls(function, rows(x, 0, 1))
+        except RuntimeError as error:
+            integers = [t.dtype for t in tensors if not t.is_floating_point()]
+            if integers and "dtype" in str(error):
+                raise ValueError(
+                    f"integer inputs ({integers[0]}) need an embedding as the first layer; "
+                    f"otherwise make them real numbers with inputs= or x.float(): {error}"
+                ) from error
+            raise
+        alone = one.output.detach()[0]
+        activations = sum(call.shape.numel() for call in one.calls)
+        patches = max((_patches(call) for call in one.calls), default=0)
+        known[key] = Sizes(alone.shape, activations, patches, alone.element_size(), alone)
+    sizes: Sizes = known[key]
+    return sizes
 
 
 def _patches(call: LayerCall) -> int:

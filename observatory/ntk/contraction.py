@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from observatory.looking.calls import RecordedForward
 from observatory.ntk.claims import Claim, factors_of
 from observatory.ntk.factors import Factors, SiteFactors
+
+BATCHED_NUMBERS = (2**19, 2**26)  # gradients of one batched backward pass, on a CPU and on a GPU
+LARGEST_OVERLAP = 2**26  # numbers in a Gram matrix over sites
 
 
 @dataclass(eq=False)
@@ -24,6 +28,9 @@ class Side:
 
     def __post_init__(self) -> None:
         self.factors = [factors_of(claim, self.record) for claim in self.claims]
+        self._positions = sorted({k for claim in self.claims for k in claim.calls})
+        self._calls = [self.record.calls[k] for k in self._positions]
+        self._batched: list[Tensor] | None = None
 
     @property
     def n(self) -> int:
@@ -31,32 +38,54 @@ class Side:
 
     def backward(self, d: int) -> list[list[Tensor]]:
         """B of every claim and use in direction d, arranged by example."""
-        positions = sorted({k for claim in self.claims for k in claim.calls})
-        calls = [self.record.calls[k] for k in positions]
-        found = dict(zip(positions, self.record.gradients(self.directions[d], calls), strict=True))
+        if self._batched is None and self._small:
+            self._batched = self.record.gradients(self.directions, self._calls)
+        if self._batched is not None:
+            gradients = [gradient[d] for gradient in self._batched]
+        else:
+            gradients = self.record.gradients(self.directions[d], self._calls)
+        found = dict(zip(self._positions, gradients, strict=True))
         return [
             [factor.backward(found[k]) for k, factor in zip(claim.calls, factors, strict=True)]
             for claim, factors in zip(self.claims, self.factors, strict=True)
         ]
 
+    @property
+    def _small(self) -> bool:
+        """Whether one backward pass for all directions is faster than one for each."""
+        numbers = len(self.directions) * sum(call.shape.numel() for call in self._calls)
+        return len(self.directions) > 1 and numbers <= BATCHED_NUMBERS[self.directions.device.type == "cuda"]
+
 
 def paired(left: Side, right: Side) -> list[Tensor]:
     """Σ_d ⟨∂(v_id·f_i), ∂(v_jd·f_j)⟩, (n, m), one for each claim."""
-    overlaps: dict[int, Tensor] = {}
-    kernels = [left.directions.new_zeros(left.n, right.n) for _ in left.claims]
-    for d in range(len(left.directions)):
+    directions = len(left.directions)
+    ways = [_way(uses, others, directions) for uses, others in zip(left.factors, right.factors, strict=True)]
+    kernels = [left.directions.new_zeros(left.n, right.n) for _ in ways]
+    overlaps = {
+        k: left.factors[k][0].overlaps(right.factors[k][0])  # type: ignore[attr-defined]
+        for k, way in enumerate(ways)
+        if way != "formed"
+    }
+    single: dict[int, list[tuple[Tensor, Tensor]]] = {k: [] for k, way in enumerate(ways) if way == "single"}
+    for d in range(directions):
         b_left = left.backward(d)
         b_right = b_left if right is left else right.backward(d)
-        for k, (uses, others) in enumerate(zip(left.factors, right.factors, strict=True)):
-            factor, other = uses[0], others[0]
-            if _by_sites(uses, others, len(left.directions)):
-                assert isinstance(factor, SiteFactors) and isinstance(other, SiteFactors)
-                if k not in overlaps:
-                    overlaps[k] = factor.overlaps(other)
+        for k, way in enumerate(ways):
+            if way == "single":
+                single[k].append((b_left[k][0], b_right[k][0]))
+            elif way == "sites":
                 kernels[k] += _site_gram(overlaps[k], b_left[k][0], b_right[k][0])
             else:
-                rows = _gradients(uses, b_left[k])
-                kernels[k].addmm_(rows, (rows if right is left else _gradients(others, b_right[k])).T)
+                rows = _gradients(left.factors[k], b_left[k])
+                columns = rows if right is left else _gradients(right.factors[k], b_right[k])
+                kernels[k].addmm_(rows, columns.T)
+    for k, pairs in single.items():  # one product for all directions
+        rows = torch.cat([one for one, _ in pairs], -1).squeeze(2).transpose(0, 1)  # (groups, n, D·outputs)
+        columns = (
+            rows if right is left else torch.cat([two for _, two in pairs], -1).squeeze(2).transpose(0, 1)
+        )
+        kernels[k] = (rows @ columns.mT).mul_(overlaps[k]).sum(0)
     return kernels
 
 
@@ -106,16 +135,18 @@ def _rows(gradients: dict[str, Tensor]) -> Tensor:
 # The two ways of contracting over sites, and which is cheaper
 
 
-def _by_sites(uses: list[Factors], others: list[Factors], directions: int) -> bool:
-    """Whether Gram matrices over sites need fewer operations than forming the gradients."""
+def _way(uses: list[Factors], others: list[Factors], directions: int) -> Literal["formed", "sites", "single"]:
+    """Whether to form the gradients, or Gram matrices over sites: what needs fewer operations."""
     factor, other = uses[0], others[0]
     if len(uses) > 1 or not isinstance(factor, SiteFactors) or not isinstance(other, SiteFactors):
-        return False
+        return "formed"
     s, i, o, g = factor.sites, factor.inputs, factor.outputs, factor.groups
+    if s == 1:
+        return "single"
     n, m = factor.n, other.n
     by_sites = g * n * m * s * s * (i / directions + o + 2)
     formed = g * o * max(i, 1) * ((n + m) / 2 * s + n * m)
-    return by_sites <= formed
+    return "sites" if by_sites <= formed and n * m * s * s * g <= LARGEST_OVERLAP else "formed"
 
 
 def _site_gram(overlaps: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -7,18 +7,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from observatory.looking.calls import record_calls
 from observatory.looking.look import Loss
 from observatory.looking.model import Forward, ModelFunction, Output
 from observatory.looking.probe import Probe
-from observatory.ntk.blocks import Block, block_size
+from observatory.ntk.blocks import Block, sizes_of
 from observatory.ntk.claims import claims_of
 from observatory.ntk.directions import CROSSED, KINDS, Kind, output_directions
 from observatory.ntk.gradients import rows
-
-INDEPENDENCE = 1e-3  # relative; other kernels of BLAS for one row than for many differ by 1e-6
 
 
 def empirical_ntk(
@@ -113,15 +110,14 @@ def empirical_ntk_by_layer(
     n, m = len(Probe(x)), len(Probe(x if x2 is None else x2))
     if min(n, m) == 0:
         raise ValueError("there are no examples to look at: the probe is empty")
-    first = _first_output(function, x)
-    shape = first.shape
-    sites = shape[:-1].numel() if outputs == "per_site" else 1
+    one = sizes_of(function, x)
+    sites = one.output[:-1].numel() if outputs == "per_site" else 1
     if sites > 1 and kind not in ("full", "trace", "mean"):
         raise ValueError(f"outputs='per_site' goes with kind 'full', 'trace' or 'mean', not {kind!r}")
     per_site = sites > 1
     crossed = kind in CROSSED or per_site
-    c = shape.numel()
-    size = block_size(function, x, crossed=crossed, outputs=c, max_memory=max_memory)
+    c = one.output.numel()
+    size = one.block(function, crossed=crossed, max_memory=max_memory)
 
     def block(examples: Any, start: int, stop: int, y: Tensor | None) -> Block:
         record = record_calls(function, rows(examples, start, stop))
@@ -132,7 +128,7 @@ def empirical_ntk_by_layer(
                 "say which part is meant with output=, or how to call the model with forward="
             )
         if start == 0 and examples is x:
-            _check_independent(record.output[0].detach(), first)
+            one.check_independent(record.output)
         v = output_directions(
             "full" if per_site else kind,
             record.output.detach(),
@@ -182,34 +178,6 @@ def _finished(part: Tensor, kind: Kind, sites: int, c: int, n: int) -> Tensor:
     if kind == "mean":
         return part / c
     return part / n if kind == "fisher" else part
-
-
-def _first_output(function: ModelFunction, x: Any) -> Tensor:
-    """Output of the first example alone."""
-    try:
-        with torch.no_grad():
-            return function(rows(x, 0, 1))[0]
-    except RuntimeError as error:
-        integers = [
-            leaf.dtype for leaf in tree_leaves(x) if isinstance(leaf, Tensor) and not leaf.is_floating_point()
-        ]
-        if integers and "dtype" in str(error):
-            raise ValueError(
-                f"integer inputs ({integers[0]}) need an embedding as the first layer; "
-                f"otherwise make them real numbers with inputs= or x.float(): {error}"
-            ) from error
-        raise
-
-
-def _check_independent(within: Tensor, alone: Tensor) -> None:
-    """An example's output must be the same in company and alone."""
-    deviation = (within - alone).abs().max()
-    if deviation > INDEPENDENCE * alone.abs().max().clamp_min(torch.finfo(alone.dtype).tiny):
-        raise ValueError(
-            "the first example's output depends on the other examples of the batch "
-            f"(it differs by {deviation:.3g} when alone): "
-            "normalisation or attention over the batch has no kernel between single examples"
-        )
 
 
 def _below(name: str, prefix: str) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from observatory.looking.calls import LayerCall
 
-KEPT_NUMBERS = 2**22  # patches of a call are kept between directions up to this size
+KEPT_NUMBERS = 2**23  # patches of a call are kept between directions up to this size
 
 Layout = Literal["outer", "inner", "second"]  # of examples: (N·r, ...), (r·N, ...), (r, N, ...)
 
@@ -139,6 +139,8 @@ class ConvolutionFactors(SiteFactors):
         rank, x = len(self.kernel), self.call.input
         stride, dilation = (self._each(self.call.arguments.get(key, 1)) for key in ("stride", "dilation"))
         padding = self._padding(dilation)
+        if rank == 2 and len(x) == self.n and "weight" in self.own:
+            return self._unfolded(functional.pad(x, padding) if any(padding) else x, stride, dilation)
         if any(padding):
             x = functional.pad(x, padding)
         for d in range(rank):
@@ -147,6 +149,14 @@ class ConvolutionFactors(SiteFactors):
         x = x.reshape(*x.shape[:2], self.groups, x.shape[2] // self.groups, *x.shape[3:])
         x = x.permute(0, 2, 1, *range(4, 4 + rank), 3, *range(4 + rank, 4 + 2 * rank))
         return self._with_ones(x.reshape(self.n, self.groups, self.sites, -1))
+
+    def _unfolded(self, x: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+        """Patches of images by `unfold`, which is several times faster; sites run fastest in memory."""
+        columns = functional.unfold(x, self.kernel, dilation, 0, stride)  # (n, channels·kernel, sites)
+        columns = columns.unflatten(1, (self.groups, -1))
+        if "bias" in self.own:
+            columns = torch.cat([columns, torch.ones_like(columns[:, :, :1])], 2)
+        return columns.mT
 
     def backward(self, gradient: Tensor) -> Tensor:
         b = self.by_example(gradient.flatten(2))  # (n, rows, channels, sites)
