@@ -182,11 +182,12 @@ def directions_and_motion(
     projections = found.projections
     if basis != "components":
         vectors = other_basis(landscape, basis, min(count, size), generator)
-        projections = project(rows, vectors)
+        projections = project(rows, vectors.to(rows.device))
     motion = motion_along(
         projections, every=trajectory.every, spectrum=found.variance, total=found.total, size=size
     )
-    return vectors, motion
+    device = landscape.center.device  # snapshots may be kept elsewhere
+    return vectors.to(device), motion.to(device)
 
 
 def other_basis(landscape: Landscape, basis: Basis, count: int, generator: torch.Generator) -> Tensor:

@@ -60,6 +60,8 @@ def conclude_window(
         )
     else:
         vectors, motion = recorder.principal_motion(directions)
+        motion = motion.to(like.device)
+        vectors = None if vectors is None else vectors.to(like.device)
     result = describe(
         motion,
         None if vectors is None else survey(landscape, vectors, motion.variance.sqrt()),

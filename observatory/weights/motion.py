@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,12 @@ class Motion:
         """T_eff = T/(2τ), with the mean of τ_int weighted by the variances: scalar."""
         weights = self.variance / self.variance.sum()
         return self.window / (2 * (weights * self.integrated_time).sum())
+
+    def to(self, device: torch.device) -> Motion:
+        """The same on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def band(self) -> SamplingBand:
         """Where the eigenvalues of an isotropic Σ of the same trace would lie; a drift is left out of

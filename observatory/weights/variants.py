@@ -49,7 +49,7 @@ def exponents_by_choice(
     }
     generator = torch.Generator().manual_seed(seed)
     vectors = other_basis(landscape, "hessian", min(directions, trajectory.size), generator)
-    variance = project(rows, vectors).var(0)
+    variance = project(rows, vectors.to(rows.device)).var(0).to(vectors.device)
     flat = survey(landscape, vectors, variance.sqrt()).flatness
     return found | {"Hessian basis": fit_relation(variance, flat)}
 
@@ -61,5 +61,6 @@ def _exponent(
     motion = motion_along(
         found.projections, every=every, spectrum=found.variance, total=found.total, size=rows.shape[1]
     )
+    motion, vectors = motion.to(landscape.center.device), vectors.to(landscape.center.device)
     flat = survey(landscape, vectors, motion.variance.sqrt()).flatness
     return fit_relation(motion.variance, flat, first=2 if motion.drift else 1)
