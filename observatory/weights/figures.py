@@ -67,17 +67,25 @@ def relation_panel(values: Values) -> Panel:
             curvature[hot], (temperature / np.where(hot, curvature, 1))[hot], marker="_", c="tab:red"
         )
     figure.colorbar(points, ax=[left, right], label="rank")
-    interval = f"{float(values['exponent_low']):.2f} to {float(values['exponent_high']):.2f}"
-    return Panel(
-        "Variance against flatness and curvature",
-        figure,
-        f"Each point is a direction. Line: σ² ∝ F^(-ψ) with ψ = {exponent:.2f} ± "
-        f"{float(values['exponent_error']):.2f} "
-        f"over ranks {_number(values['first_rank'])} to {_number(values['last_rank'])} (r = "
-        f"{float(values['correlation']):.2f}; "
-        f"95 % of resampled windows: {interval}). Circled points are not in the fit. Equilibrium at one "
-        f"temperature "
-        "would have ψ = -2. Red dashes: what white noise of the measured strength gives, T/κ.",
+    return Panel("Variance against flatness and curvature", figure, _relation_caption(values))
+
+
+def _relation_caption(values: Values) -> str:
+    v = {name: float(x) for name, x in values.items() if np.ndim(x) == 0}
+    nulls = (
+        "Equilibrium at one temperature would have ψ = -2. Red dashes: T/κ, what white noise of the measured "
+        "strength gives."
+    )
+    if not np.isfinite(v["exponent"]):
+        return f"Each point is a direction; too few have a flatness for an exponent. {nulls}"
+    interval = "."
+    if np.isfinite(v["exponent_low"]):
+        interval = f"; 95 % of resampled windows {v['exponent_low']:.2f} to {v['exponent_high']:.2f}."
+    fit = f"ψ = {v['exponent']:.2f} ± {v['exponent_error']:.2f}"
+    ranks = f"ranks {v['first_rank']:.0f} to {v['last_rank']:.0f}, r = {v['correlation']:.2f}{interval}"
+    return (
+        f"Each point is a direction. Line: σ² ∝ F^(-ψ), {fit} over {ranks} Circled points are not in the fit. "
+        f"{nulls}"
     )
 
 
@@ -170,10 +178,6 @@ def variant_panel(values: Values, variants: Sequence[str]) -> Panel:
         "value "
         "above.",
     )
-
-
-def _number(value: Any) -> str:
-    return f"{float(value):.0f}"
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> tuple[Figure, Any]:

@@ -45,16 +45,13 @@ def _rest(value: dict[str, float], cosine: float) -> list[Finding]:
     found = []
     if cosine > COSINE_ALARM:
         share = value["top_variance"] / value["total_variance"]
-        found.append(
-            Finding(
-                f"The weights drifted: the first component, {share:.0%} of the variance, is half a cosine "
-                f"over the "
-                f"window (|r| = {cosine:.3f}), as of a random walk. It is left out of the fit; statements "
-                f"about "
-                "fluctuations hold for the others only.",
-                "warning",
-            )
+        left_out = "It is left out of the fit. " if value["first_rank"] > 1 else ""
+        text = (
+            f"The weights drifted: the first component, {share:.0%} of the variance, is half a cosine over the "
+            f"window (|r| = {cosine:.3f}), as of a random walk. {left_out}Statements about fluctuations hold for "
+            "the others only."
         )
+        found.append(Finding(text, "warning"))
     ratio = value["dissipation_ratio"]
     if np.isfinite(ratio):
         rest = abs(ratio - 1) <= 0.1
@@ -62,15 +59,13 @@ def _rest(value: dict[str, float], cosine: float) -> list[Finding]:
         found.append(
             Finding(f"Fluctuation-dissipation ratio {ratio:.3f}: {text}.", "result" if rest else "warning")
         )
-    if value["effective_samples"] < 20:
-        found.append(
-            Finding(
-                f"The window holds only {value['effective_samples']:.1f} independent samples of the "
-                f"strongest "
-                "motions; their variances are those of this window.",
-                "warning",
-            )
+    samples = value["effective_samples"]
+    if samples < 20:
+        text = (
+            f"The window holds only {samples:.1f} independent samples of the strongest motions; their variances "
+            "are those of this window."
         )
+        found.append(Finding(text, "warning"))
     return found
 
 
@@ -83,15 +78,12 @@ def _relation(value: dict[str, float]) -> list[Finding]:
     if np.isfinite(value["exponent_low"]):
         interval = f"; 95 % of resampled windows {value['exponent_low']:.2f} to {value['exponent_high']:.2f}"
     kind = "an inverse relation" if value["exponent"] > 0 else "flatter directions fluctuate more"
-    return [
-        Finding(
-            f"σ² ∝ F^(-ψ) with ψ = {value['exponent']:.2f} ± {value['exponent_error']:.2f} over components "
-            f"{value['first_rank']:.0f} to {value['last_rank']:.0f} (r = "
-            f"{value['correlation']:.2f}{interval}): "
-            f"{kind}; equilibrium at one temperature has ψ = -2.",
-            "result" if abs(value["correlation"]) > 0.9 else "note",
-        )
-    ]
+    text = (
+        f"σ² ∝ F^(-ψ) with ψ = {value['exponent']:.2f} ± {value['exponent_error']:.2f} over components "
+        f"{value['first_rank']:.0f} to {value['last_rank']:.0f}, r = {value['correlation']:.2f}{interval}: "
+        f"{kind}; equilibrium at one temperature has ψ = -2."
+    )
+    return [Finding(text, "result" if abs(value["correlation"]) > 0.9 else "note")]
 
 
 def _choices(run: Run) -> list[Finding]:
@@ -112,14 +104,11 @@ def _choices(run: Run) -> list[Finding]:
 def _balance(value: dict[str, float]) -> list[Finding]:
     if not np.isfinite(value["entropy_production"]):
         return []
-    return [
-        Finding(
-            f"Noise and curvature do not commute (‖[H, C]‖/‖HC‖ = {value['commutator']:.2f}): entropy "
-            f"production "
-            f"{value['entropy_production']:.3g} and fastest rotation {value['rotation']:.3g} per unit of ηt.",
-            "result",
-        )
-    ]
+    text = (
+        f"Commutator of curvature and noise ‖[H, C]‖/‖HC‖ = {value['commutator']:.2f}: entropy production "
+        f"{value['entropy_production']:.3g} and fastest rotation {value['rotation']:.3g} per unit of ηt."
+    )
+    return [Finding(text)]
 
 
 def _recording(run: Run, value: dict[str, float]) -> list[Finding]:

@@ -34,14 +34,12 @@ STATE_BYTES = 2**26  # larger windows are not carried over in a checkpoint
 
 
 class WeightFluctuations(Instrument):
-    """Variance, correlation time, curvature, flatness and noise of the weights along their leading
-    directions.
+    """Variance, correlation time, curvature, flatness and noise of the weights along leading directions.
 
-    Snapshots of the selected weights are taken during a window; at its end they are decomposed, and the
-    loss on the probe is surveyed about their mean. The exponent ψ of σ² ∝ F^(-ψ) is given with its range
-    of components, and again for other ranges, windows and bases. (Feng, Tu 2021, PNAS 118 e2015617118;
-    Gross, Raulf, Räth 2024,
-    arXiv:2311.14120.)
+    Snapshots of the selected weights are taken during a window; at its end they are decomposed, and the loss
+    on the probe is surveyed about their mean. The exponent ψ of σ² ∝ F^(-ψ) is given with its range of
+    components, and again for other ranges, windows and bases. (Feng, Tu 2021, PNAS 118 e2015617118; Gross,
+    Raulf, Räth 2024, arXiv:2311.14120.)
 
     Args:
         window: (start, stop) in `unit`, stop not included, or "auto": `length` snapshots from when the
@@ -182,9 +180,9 @@ class WeightFluctuations(Instrument):
             storage = choose_storage(capacity, size, memory=self.memory, item=item)
         if storage != "full" and self.basis != "components":
             raise ValueError(
-                f"basis={self.basis!r} needs all {capacity} snapshots of {size} weights, "
-                f"{capacity * size * item / 1e9:.3g} "
-                f"GB, but memory={self.memory / 1e9:.3g} GB and storage={self.storage!r} keep {storage!r}"
+                f"basis={self.basis!r} needs all {capacity} snapshots of {size} weights "
+                f"({capacity * size * item / 1e9:.3g} GB), but storage={self.storage!r} with "
+                f"memory={self.memory / 1e9:.3g} GB keeps {storage!r}"
             )
         recorder = Recorder(
             theta,
@@ -238,11 +236,8 @@ class WeightFluctuations(Instrument):
         if None in known:
             return None
         if self._coefficients is None or not self._steady:
-            reason = (
-                "the learning rate changed inside the window"
-                if not self._steady
-                else "the optimizer is not plain SGD"
-            )
+            changed = "the learning rate changed inside the window"
+            reason = "the optimizer is not plain SGD" if self._steady else changed
             warn(f"temperatures, r_FDR and irreversibility of {self.name!r} are left out: {reason}")
             return None
         rate, momentum, decay = self._coefficients
@@ -252,21 +247,17 @@ class WeightFluctuations(Instrument):
         return look.loss or likelihood_loss
 
     def _complaint(self, snapshots: int) -> str:
-        if self.window == "auto":
-            reached = (
-                ""
-                if self._monitor is None
-                else f" (r_FDR of its last {self.rest} steps: {self._monitor.ratio:.3g})"
-            )
+        if self._monitor is not None:
             return (
-                f"the run did not come to rest before it ended{reached}, or {snapshots} of at least 3 "
-                f"snapshots "
-                "were taken; train longer, or give the window in steps or epochs"
+                f"the run did not come to rest early enough (r_FDR of the last {self.rest} steps "
+                f"{self._monitor.ratio:.3g}): {snapshots} of at least 3 snapshots were taken; train "
+                f"longer, or "
+                "give the window in steps or epochs"
             )
         return (
-            f"the window {self.window} in {self.unit} holds {snapshots} snapshots of at least 3: it was "
-            f"not reached "
-            f"before training ended, or is too short for every={self.every}"
+            f"the window {self.window} in {self.unit} holds {snapshots} snapshots of at least 3: training "
+            f"ended "
+            f"before it, or it is too short for every={self.every}"
         )
 
     # State
@@ -292,11 +283,8 @@ class WeightFluctuations(Instrument):
     def dashboard(self, values: Mapping[str, Tensor]) -> Sequence[Panel | Histogram]:
         if "variance" not in values:
             return []
-        return list(
-            figures.draw(
-                {name: value.double().cpu().numpy() for name, value in values.items()}, self.variants
-            )
-        )
+        arrays = {name: value.double().cpu().numpy() for name, value in values.items()}
+        return list(figures.draw(arrays, self.variants))
 
     @staticmethod
     def figures(run: Run) -> list[Panel]:
@@ -319,8 +307,8 @@ def _check(window: Any, unit: str, every: int, length: int, directions: int) -> 
     start, stop = window
     if start < 0 or stop <= start or (unit == "steps" and (stop - start - 1) // every + 1 < 3):
         raise ValueError(
-            f"the window {tuple(window)} in {unit} with every={every} holds fewer than 3 snapshots; give 0 "
-            f"≤ start < stop"
+            f"the window {tuple(window)} in {unit} with every={every} holds fewer than 3 snapshots; "
+            "give 0 ≤ start < stop"
         )
 
 

@@ -130,10 +130,9 @@ class Recorder:
             torch.cuda.synchronize(self.reference.device)  # copies that nobody waited for
         rows = self._rows[: len(self)]
         start = self.reference if self._kept is None else self.reference[self._kept]
-        start = (
-            start.to(rows.device) if self._sketch is None else torch.zeros(rows.shape[1], device=rows.device)
-        )
-        return Trajectory(rows, start, torch.tensor(self.steps), self.names, self.shapes)
+        if self._sketch is not None:
+            start = torch.zeros_like(rows[0])
+        return Trajectory(rows, start.to(rows.device), torch.tensor(self.steps), self.names, self.shapes)
 
     def center(self) -> Tensor:
         """Mean weights over the window, (P,); of weights that were not kept, those of the first snapshot."""

@@ -80,12 +80,11 @@ class FrequentDirections:
 
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues of BᵀB, falling, and the rows that combine B into unit directions."""
-        rows = (
-            self._buffer[: self._filled].double()
-            if self._buffer.shape[1] < 2**16
-            else self._buffer[: self._filled]
-        )
-        values, vectors = torch.linalg.eigh((rows @ rows.mT).double())
+        rows = self._buffer[: self._filled]
+        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+        for block in rows.split(2**16, dim=1):
+            gram.addmm_(block.double(), block.double().mT)
+        values, vectors = torch.linalg.eigh(gram)
         return values.flip(0).clamp_min(0), vectors.flip(1).mT
 
     def _shrink(self) -> None:
