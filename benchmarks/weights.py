@@ -155,10 +155,9 @@ def landscapes(width: int, examples: int) -> None:
     loss = nn.functional.cross_entropy(net(x), y).item()
     print(
         f"curvature and flatness of 20 directions, P = {width * width}, {examples} examples, L₀ = "
-        f"{loss:.3g}\n"
-        f"  ours {mine:.2f} s   loops with bisection {hand:.2f} s, {hand / mine:.1f} ×   "
-        f"loops over profiles of 201 points {20.1 * profile:.1f} s, {20.1 * profile / mine:.0f} ×   "
-        f"largest difference κ {error[0]:.1e}, F {error[1]:.1e}"
+        f"{loss:.3g}\n  ours {mine:.2f} s   loops with bisection {hand:.2f} s, {hand / mine:.1f} ×   loops "
+        f"over profiles of 201 points {20.1 * profile:.1f} s, {20.1 * profile / mine:.0f} ×   largest "
+        f"difference κ {error[0]:.1e}, F {error[1]:.1e}"
     )
 
 
@@ -183,10 +182,8 @@ def ensembles(replicas: int, steps: int) -> None:
     mine, hand = _side_by_side(ours, loop, 3)
     updates = replicas * steps
     print(
-        f"online regression, {replicas} replicas × {steps} steps\n"
-        f"  ours {updates / mine / 1e6:.2f} M updates/s   numpy loop {updates / 100 / hand / 1e6:.3f} M "
-        f"updates/s   "
-        f"{100 * hand / mine:.0f} ×"
+        f"online regression, {replicas} replicas × {steps} steps\n  ours {updates / mine / 1e6:.2f} M "
+        f"updates/s   numpy loop {updates / 100 / hand / 1e6:.3f} M updates/s   {100 * hand / mine:.0f} ×"
     )
 
 

@@ -84,8 +84,8 @@ def _relation_caption(values: Values) -> str:
     fit = f"ψ = {v['exponent']:.2f} ± {v['exponent_error']:.2f}"
     ranks = f"ranks {v['first_rank']:.0f} to {v['last_rank']:.0f}, r = {v['correlation']:.2f}{interval}"
     return (
-        f"Each point is a direction. Line: σ² ∝ F^(-ψ), {fit} over {ranks} Circled points are not in the fit. "
-        f"{nulls}"
+        f"Each point is a direction. Line: σ² ∝ F^(-ψ), {fit} over {ranks} Circled points are not in the "
+        f"fit. {nulls}"
     )
 
 
@@ -117,10 +117,9 @@ def spectrum_panel(values: Values) -> Panel:
         "Spectrum and correlation times",
         figure,
         "Left: eigenvalues of the covariance of the weights. A random walk of the same total variance "
-        "would lie on "
-        "the dashed line; eigenvalues inside the band cannot be told from isotropic noise in so short a "
-        "window. "
-        "Right: correlation times; above the dotted line the window is too short to resolve them.",
+        "would lie on the dashed line; eigenvalues inside the band cannot be told from isotropic noise in "
+        "so short a window. Right: correlation times; above the dotted line the window is too short to "
+        "resolve them.",
     )
 
 
@@ -173,10 +172,8 @@ def variant_panel(values: Values, variants: Sequence[str]) -> Panel:
         "How much of the exponent is a matter of choice",
         figure,
         "ψ for other ranges of components, for each half of the window, after removing a linear trend, "
-        "and along "
-        "the leading eigenvectors of the Hessian instead of the trajectory's own components. Dotted: the "
-        "value "
-        "above.",
+        "and along the leading eigenvectors of the Hessian instead of the trajectory's own components. "
+        "Dotted: the value above.",
     )
 
 

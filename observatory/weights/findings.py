@@ -47,9 +47,9 @@ def _rest(value: dict[str, float], cosine: float) -> list[Finding]:
         share = value["top_variance"] / value["total_variance"]
         left_out = "It is left out of the fit. " if value["first_rank"] > 1 else ""
         text = (
-            f"The weights drifted: the first component, {share:.0%} of the variance, is half a cosine over the "
-            f"window (|r| = {cosine:.3f}), as of a random walk. {left_out}Statements about fluctuations hold for "
-            "the others only."
+            f"The weights drifted: the first component, {share:.0%} of the variance, is half a cosine over "
+            f"the window (|r| = {cosine:.3f}), as of a random walk. {left_out}Statements about "
+            "fluctuations hold for the others only."
         )
         found.append(Finding(text, "warning"))
     ratio = value["dissipation_ratio"]
@@ -62,8 +62,8 @@ def _rest(value: dict[str, float], cosine: float) -> list[Finding]:
     samples = value["effective_samples"]
     if samples < 20:
         text = (
-            f"The window holds only {samples:.1f} independent samples of the strongest motions; their variances "
-            "are those of this window."
+            f"The window holds only {samples:.1f} independent samples of the strongest motions; their "
+            "variances are those of this window."
         )
         found.append(Finding(text, "warning"))
     return found

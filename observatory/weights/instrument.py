@@ -62,7 +62,9 @@ class WeightFluctuations(Instrument):
         sampling: how the examples of a batch are drawn.
         first, last: range of components in the fit of ψ; default all, without the first if it is a drift.
         seed: of random directions, coordinates and resampling.
-        options: see `Instrument`; `select` chooses the weights.
+        options: see `Instrument`; `select` chooses the weights, and `loss` must be the training loss with its
+            own normalisation (`torch.nn.MSELoss` is 2/n_out times the default ½‖f - y‖²) if curvatures and
+            temperatures are to be those of the training. Clipped gradients invalidate the temperatures.
 
     Raises:
         ValueError: if the window is empty or too short.
@@ -100,6 +102,7 @@ class WeightFluctuations(Instrument):
         self.precision, self.keep_on = precision, keep_on
         self.batch_size, self.samples, self.sampling = batch_size, samples, sampling
         self.first, self.last, self.seed = first, last, seed
+        self._asked = None not in (batch_size, samples, sampling)
         self.variants = [*range_names(directions), *CHOICES]
         self._monitor = StationarityMonitor(rest) if window == "auto" else None
         self._recorder: Recorder | None = None
@@ -128,6 +131,12 @@ class WeightFluctuations(Instrument):
         return {"loss": landscape.value(), "norm": ravel(look.model.theta).double().norm()}
 
     # Recording
+
+    def draws(self, batch_size: int, samples: int, sampling: Sampling) -> None:
+        """How batches are drawn, as read from a loader (`batch_sampling`), for what was not given."""
+        self.batch_size = batch_size if self.batch_size is None else self.batch_size
+        self.samples = samples if self.samples is None else self.samples
+        self.sampling = sampling if self.sampling is None else self.sampling
 
     def samples_at(self, step: int, epoch: int) -> bool:
         if self._done or self.window == "auto":
@@ -238,7 +247,8 @@ class WeightFluctuations(Instrument):
         if self._coefficients is None or not self._steady:
             changed = "the learning rate changed inside the window"
             reason = "the optimizer is not plain SGD" if self._steady else changed
-            warn(f"temperatures, r_FDR and irreversibility of {self.name!r} are left out: {reason}")
+            if self._asked:
+                warn(f"temperatures, r_FDR and irreversibility of {self.name!r} are left out: {reason}")
             return None
         rate, momentum, decay = self._coefficients
         return SgdSetting(rate, self.batch_size, self.samples, momentum, decay, self.sampling)  # type: ignore[arg-type]
@@ -251,13 +261,11 @@ class WeightFluctuations(Instrument):
             return (
                 f"the run did not come to rest early enough (r_FDR of the last {self.rest} steps "
                 f"{self._monitor.ratio:.3g}): {snapshots} of at least 3 snapshots were taken; train "
-                f"longer, or "
-                "give the window in steps or epochs"
+                "longer, or give the window in steps or epochs"
             )
         return (
             f"the window {self.window} in {self.unit} holds {snapshots} snapshots of at least 3: training "
-            f"ended "
-            f"before it, or it is too short for every={self.every}"
+            f"ended before it, or it is too short for every={self.every}"
         )
 
     # State

@@ -155,6 +155,17 @@ def test_other_optimizers_have_variances_and_flatness_but_no_temperature(tmp_pat
     assert np.isnan(run["temperature"].values).all()
 
 
+def test_sampling_that_was_read_from_a_loader_asks_for_nothing(tmp_path):
+    adam = WeightFluctuations(window=(41, 101), directions=4)
+    adam.draws(8, 96, "without replacement")
+    run, _ = train(tmp_path / "adam", adam, optimizer=torch.optim.AdamW)  # no warning
+    assert np.isnan(run["temperature"].values).all()
+    sgd = WeightFluctuations(window=(41, 101), directions=4, batch_size=4)
+    sgd.draws(8, 96, "without replacement")
+    run, _ = train(tmp_path / "sgd", sgd)
+    assert np.isfinite(run["temperature"].values).all() and sgd.batch_size == 4
+
+
 def test_diverged_run_is_recorded_as_nan(tmp_path):
     run, _ = train(tmp_path, WeightFluctuations(window=(41, 101), directions=4, select=r"^2\."), nan_from=70)
     assert run["diverged_at"].values[0] == 70 and np.isnan(run["variance"].values).all()
