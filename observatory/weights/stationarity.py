@@ -60,9 +60,11 @@ def half_window_ratio(projections: Tensor) -> Tensor:
         projections: θ_i(t), (..., T, k).
 
     Returns:
-        Shape (..., k).
+        Shape (..., k); NaN for fewer than four snapshots.
     """
     half = projections.shape[-2] // 2
+    if half < 2:
+        return torch.full_like(projections[..., 0, :], torch.nan)
     return projections[..., -half:, :].var(-2) / projections[..., :half, :].var(-2)
 
 

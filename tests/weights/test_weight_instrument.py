@@ -102,6 +102,14 @@ def test_window_at_the_end_of_the_run_matches_the_landscape_offline(tmp_path):
     assert np.isnan(run["temperature"].values).all()  # nothing was said of the batches
 
 
+def test_shortest_window_of_three_snapshots_has_variances(tmp_path):
+    run, _ = train(tmp_path, WeightFluctuations(window=(4, 7), directions=3, select=r"^2\."), steps=10)
+    assert np.isfinite(run["variance"].values[0][:2]).all()  # three snapshots span two directions
+    assert np.isnan(run["variance"].values[0][2]) and np.isnan(run["half_ratio"].values).all()
+    WeightFluctuations.figures(run)
+    assert all("nan" not in finding.text for finding in WeightFluctuations.findings(run))
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_window_in_epochs_and_stride(tmp_path, every):
     one = WeightFluctuations(window=(4, 8), unit="epochs", every=every, directions=4, select=r"^2\.weight")
