@@ -44,6 +44,7 @@ class LayerCall:
     arguments: dict[str, Any]  # by name, tensors detached; without those parameters
     weight_shape: torch.Size | None
     shape: torch.Size  # of the output
+    dtype: torch.dtype  # of the output
     edge: GradientEdge  # of the output, as it came out of the call
 
     @property
@@ -145,7 +146,8 @@ class _Recorder:
         weight = arguments.get("weight")
         kept = {key: self._kept(value) for key, value in arguments.items() if key not in mine}
         shape = None if weight is None else weight.shape
-        self.calls.append(LayerCall(layer, mine, kept, shape, output.shape, get_gradient_edge(output)))
+        edge = get_gradient_edge(output)
+        self.calls.append(LayerCall(layer, mine, kept, shape, output.shape, output.dtype, edge))
 
     def _kept(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -3,6 +3,7 @@
 from observatory.ntk.collective import KernelVariables, collective_variables, kernel_distance, to_matrix
 from observatory.ntk.empirical import empirical_ntk, empirical_ntk_by_layer
 from observatory.ntk.instrument import CollectiveVariables
+from observatory.ntk.norms import gradient_products, squared_gradient_norms, squared_gradient_norms_by_layer
 
 __all__ = [
     "CollectiveVariables",
@@ -10,6 +11,9 @@ __all__ = [
     "collective_variables",
     "empirical_ntk",
     "empirical_ntk_by_layer",
+    "gradient_products",
     "kernel_distance",
+    "squared_gradient_norms",
+    "squared_gradient_norms_by_layer",
     "to_matrix",
 ]

@@ -39,17 +39,20 @@ class Block:
 
     def parts(self, other: Block, *, crossed: bool) -> Iterator[tuple[str, Tensor]]:
         """The kernel of two blocks by layer: (n, D, m, E) if crossed, else (n, m)."""
-        names = [_layer(claim.names) for claim in self.claims.claims]
+        names = [layer_name(claim.names) for claim in self.claims.claims]
         parts = _crossed(self, other) if crossed else paired(self.side, other.side)
         yield from zip(names, parts, strict=True)
         if self.claims.fallback:
-            mine = self._by_definition()
-            theirs = mine if other is self else other._by_definition()
+            mine = self.by_definition()
+            theirs = mine if other is self else other.by_definition()
             equation = "idp,jep->idje" if crossed else "idp,jdp->ij"
             for name, gradients in mine.items():
                 yield name, torch.einsum(equation, gradients, theirs[name])
 
-    def _by_definition(self) -> dict[str, Tensor]:
+    def by_definition(self) -> dict[str, Tensor]:
+        """Gradients (n, D, P) of the parameters that no rule covers, by name."""
+        if not self.claims.fallback:
+            return {}
         found = example_gradients(self.function, self.x, self.directions, self.claims.fallback)
         return {name: gradient.flatten(2) for name, gradient in found.items()}
 
@@ -58,7 +61,7 @@ def _crossed(left: Block, right: Block) -> Iterator[Tensor]:
     return crossed(left.side, right.side)
 
 
-def _layer(names: tuple[str, ...]) -> str:
+def layer_name(names: tuple[str, ...]) -> str:
     """The layer of parameters "a.b.weight", "a.b.bias": "a.b"; a single parameter keeps its name."""
     layers = {name.rpartition(".")[0] for name in names}
     return layers.pop() if len(names) > 1 and len(layers) == 1 else names[0]
@@ -84,13 +87,23 @@ class Sizes:
         )
         return int(max(1, max_memory // max(1, numbers * self.itemsize)))
 
-    def check_independent(self, output: Tensor) -> None:
-        """An example's output must be the same in company and alone.
+    def check_output(self, output: Tensor, n: int, *, first: bool) -> None:
+        """The first axis is the examples', and the first example's output the same in company as alone.
+
+        Args:
+            output: of n examples.
+            n: how many there are.
+            first: whether the first of them is the one that was looked at alone.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if it is not so.
         """
-        if self.independent:
+        if output.ndim == 0 or len(output) != n:
+            raise ValueError(
+                f"{n} examples gave an output of shape {tuple(output.shape)}, whose first axis is not the "
+                "examples'; say which part is meant with output=, or how to call the model with forward="
+            )
+        if self.independent or not first:
             return
         deviation = (output[0].detach() - self.alone).abs().max()
         if deviation > INDEPENDENCE * self.alone.abs().max().clamp_min(torch.finfo(output.dtype).tiny):

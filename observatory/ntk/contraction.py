@@ -36,6 +36,11 @@ class Side:
     def n(self) -> int:
         return self.directions.shape[1]
 
+    @property
+    def d(self) -> int:
+        """Number of directions."""
+        return len(self.directions)
+
     def backward(self, d: int) -> list[list[Tensor]]:
         """B of every claim and use in direction d, arranged by example."""
         if self._batched is None and self._small:
@@ -77,8 +82,8 @@ def paired(left: Side, right: Side) -> list[Tensor]:
             elif way == "sites":
                 kernels[k] += _site_gram(overlaps[k], b_left[k][0], b_right[k][0])
             else:
-                rows = _gradients(left.factors[k], b_left[k])
-                columns = rows if right is left else _gradients(right.factors[k], b_right[k])
+                rows = joint_gradients(left.factors[k], b_left[k])
+                columns = rows if right is left else joint_gradients(right.factors[k], b_right[k])
                 kernels[k].addmm_(rows, columns.T)
     for k, pairs in single.items():  # one product for all directions
         rows = torch.cat([one for one, _ in pairs], -1).squeeze(2).transpose(0, 1)  # (groups, n, D·outputs)
@@ -104,8 +109,10 @@ def crossed(left: Side, right: Side) -> Iterator[Tensor]:
             rows = factor.gradients(one).transpose(0, 1)  # (n, D, P)
             columns = rows if right is left else other.gradients(two).transpose(0, 1)
         else:
-            rows = torch.stack([_gradients(uses, b[k]) for b in b_left], 1)
-            columns = rows if right is left else torch.stack([_gradients(others, b[k]) for b in b_right], 1)
+            rows = torch.stack([joint_gradients(uses, b[k]) for b in b_left], 1)
+            columns = (
+                rows if right is left else torch.stack([joint_gradients(others, b[k]) for b in b_right], 1)
+            )
         yield (
             (rows.flatten(0, 1) @ columns.flatten(0, 1).T)
             .unflatten(0, rows.shape[:2])
@@ -113,7 +120,7 @@ def crossed(left: Side, right: Side) -> Iterator[Tensor]:
         )
 
 
-def _gradients(uses: list[Factors], b: list[Tensor]) -> Tensor:
+def joint_gradients(uses: list[Factors], b: list[Tensor]) -> Tensor:
     """Per-example gradients (n, P) of one claim: the sum over the uses of a parameter that is used
     repeatedly.
     """
@@ -140,12 +147,12 @@ def _way(uses: list[Factors], others: list[Factors], directions: int) -> Literal
     factor, other = uses[0], others[0]
     if len(uses) > 1 or not isinstance(factor, SiteFactors) or not isinstance(other, SiteFactors):
         return "formed"
-    s, i, o, g = factor.sites, factor.inputs, factor.outputs, factor.groups
+    s, o, g = factor.sites, factor.outputs, factor.groups
     if s == 1:
         return "single"
     n, m = factor.n, other.n
-    by_sites = g * n * m * s * s * (i / directions + o + 2)
-    formed = g * o * max(i, 1) * ((n + m) / 2 * s + n * m)
+    by_sites = n * m * s * s * (factor.overlapping / directions + g * (o + 2))
+    formed = (n + m) / 2 * factor.forming + n * m * factor.numbers
     return "sites" if by_sites <= formed and n * m * s * s * g <= LARGEST_OVERLAP else "formed"
 
 
@@ -159,12 +166,12 @@ def _site_gram(overlaps: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _crossed_by_sites(factor: SiteFactors, other: SiteFactors, d: int, e: int) -> bool:
-    s, i, o, g = factor.sites, factor.inputs, factor.outputs, factor.groups
+    s, o, g = factor.sites, factor.outputs, factor.groups
     n, m = factor.n, other.n
     if s == 1:
         return True
-    by_sites = g * n * m * (s * s * (i + e * o) + d * e * s * o)
-    formed = g * o * max(i, 1) * ((n * d + m * e) / 2 * s + n * d * m * e)
+    by_sites = n * m * (s * s * (factor.overlapping + g * e * o) + g * d * e * s * o)
+    formed = (n * d + m * e) / 2 * factor.forming + n * d * m * e * factor.numbers
     return by_sites <= formed and g * n * m * s * e * o < 2**27
 
 

@@ -121,14 +121,7 @@ def empirical_ntk_by_layer(
 
     def block(examples: Any, start: int, stop: int, y: Tensor | None) -> Block:
         record = record_calls(function, rows(examples, start, stop))
-        if record.output.ndim == 0 or len(record.output) != stop - start:
-            raise ValueError(
-                f"{stop - start} examples gave an output of shape {tuple(record.output.shape)}, "
-                "whose first axis is not the examples'; "
-                "say which part is meant with output=, or how to call the model with forward="
-            )
-        if start == 0 and examples is x:
-            one.check_independent(record.output)
+        one.check_output(record.output, stop - start, first=start == 0 and examples is x)
         v = output_directions(
             "full" if per_site else kind,
             record.output.detach(),

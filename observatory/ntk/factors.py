@@ -62,8 +62,9 @@ class SiteFactors(Factors):
 
     groups: int = 1  # of channels that do not mix
     sites: int  # per example
-    inputs: int  # per group and site; 0 where U is never formed
+    inputs: int  # per group and site
     outputs: int  # per group and site
+    one_hot = False  # whether U is one-hot, and never formed
 
     _kept: Tensor | None = None
 
@@ -86,6 +87,25 @@ class SiteFactors(Factors):
         left = self.patches.transpose(0, 1).flatten(1, 2)
         right = left if other is self else other.patches.transpose(0, 1).flatten(1, 2)
         return left @ right.mT
+
+    def overlaps_within(self) -> Tensor:
+        """U_i[s] · U_i[t], (N, groups, sites, sites)."""
+        return self.patches @ self.patches.mT
+
+    @property
+    def forming(self) -> int:
+        """Multiplications for the gradient of one example."""
+        return self.groups * self.sites * self.outputs * (1 if self.one_hot else self.inputs)
+
+    @property
+    def overlapping(self) -> int:
+        """Multiplications for the overlaps of one site with another."""
+        return self.groups * (1 if self.one_hot else self.inputs)
+
+    @property
+    def numbers(self) -> int:
+        """In the gradient of one example."""
+        return self.groups * self.outputs * self.inputs
 
     def gradients(self, b: Tensor) -> Tensor:
         """All per-example gradients in one row each, (..., N, P of this contribution), from B (..., N, g, s,
@@ -181,26 +201,28 @@ class ConvolutionFactors(SiteFactors):
 class EmbeddingFactors(SiteFactors):
     """U is one-hot: overlaps are equalities of tokens, and gradients are scattered to rows."""
 
-    inputs = 0
+    one_hot = True
 
     def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
         super().__init__(call, own, n, layout)
-        self.vocabulary, self.outputs = call.weight_shape or (0, 0)
+        self.inputs, self.outputs = call.weight_shape or (0, 0)
         self.sites = call.shape.numel() // (n * self.outputs)
         self.tokens = self.by_example(call.input).reshape(n, self.sites)
         padding = call.arguments.get("padding_idx")
         if padding is None:
             self.counted = torch.ones_like(self.tokens, dtype=torch.bool)
         else:
-            self.counted = self.tokens != padding % self.vocabulary
+            self.counted = self.tokens != padding % self.inputs
 
     def _patches(self) -> Tensor:
-        one_hot = functional.one_hot(self.tokens, self.vocabulary) * self.counted[..., None]
-        return one_hot[:, None].float()
+        raise NotImplementedError("equal tokens are counted instead")
 
     def overlaps(self, other: SiteFactors) -> Tensor:
         assert isinstance(other, EmbeddingFactors)  # the same layer on other examples
         return (self.tokens.flatten()[:, None] == other.tokens.flatten()[None])[None]
+
+    def overlaps_within(self) -> Tensor:
+        return (self.tokens[:, None, :, None] == self.tokens[:, None, None, :]).to(self.call.dtype)
 
     def backward(self, gradient: Tensor) -> Tensor:
         b = self.by_example(gradient).reshape(self.n, 1, self.sites, self.outputs)
@@ -213,7 +235,7 @@ class EmbeddingFactors(SiteFactors):
         return {"weight": self._scattered(b)}
 
     def _scattered(self, b: Tensor) -> Tensor:
-        rows = b.new_zeros(*b.shape[:-3], self.vocabulary, self.outputs)  # (..., N, V, E)
+        rows = b.new_zeros(*b.shape[:-3], self.inputs, self.outputs)  # (..., N, V, E)
         index = self.tokens[..., None].expand(*b.shape[:-3], self.sites, self.outputs)
         return rows.scatter_add_(-2, index, b.squeeze(-3))
 

@@ -1,0 +1,78 @@
+"""Per-example gradient norms equal those of row-by-row autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, jacobian, make
+from torch import Tensor, nn
+
+from observatory.looking import ModelFunction
+from observatory.ntk import (
+    empirical_ntk_by_layer,
+    gradient_products,
+    squared_gradient_norms,
+    squared_gradient_norms_by_layer,
+)
+
+
+def directions_of(module: nn.Module, x: Tensor, d: int = 3) -> Tensor:
+    shape = ModelFunction.of(module)(x).shape
+    return torch.randn(d, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def explicit(module: nn.Module, x: Tensor, v: Tensor) -> Tensor:
+    """⟨∂(v_id · f_i), ∂(v_ie · f_i)⟩, (N, D, D)."""
+    rows = torch.einsum("icp,dic->idp", jacobian(module, x), v.flatten(2) if v.ndim > 2 else v[..., None])
+    return rows @ rows.mT
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("max_memory", [2**30, 1])
+def test_norms_and_products_are_those_of_autograd(name, max_memory):
+    module, x = make(name)
+    v = directions_of(module, x)
+    expected = explicit(module, x, v)
+    products = gradient_products(module, x, v, max_memory=max_memory)
+    norms = squared_gradient_norms(module, x, v, max_memory=max_memory)
+    assert (products - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert (norms - expected.diagonal(dim1=1, dim2=2).T).abs().max() <= 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["residual with batch norm", "tied", "bypassed"])
+def test_layers_are_those_of_the_kernel(name):
+    module, x = make(name)
+    unit = torch.eye(3, dtype=torch.float64)[:, None].expand(3, len(x), 3)
+    parts = squared_gradient_norms_by_layer(module, x, unit)
+    kernels = empirical_ntk_by_layer(module, x, kind="trace")
+    assert parts.keys() == kernels.keys()
+    for layer, part in parts.items():
+        torch.testing.assert_close(part.sum(0), kernels[layer].diagonal(), rtol=1e-10, atol=1e-12)
+
+
+def test_directions_may_follow_from_the_outputs():
+    module, x = make("mlp")
+    y = torch.arange(6) % 3
+
+    def towards_the_target(outputs: Tensor, at: slice) -> Tensor:
+        return (torch.nn.functional.one_hot(y[at], 3) - outputs.softmax(-1))[None]
+
+    v = towards_the_target(ModelFunction.of(module)(x).detach(), slice(0, 6))
+    found = squared_gradient_norms(module, x, towards_the_target, max_memory=1)
+    torch.testing.assert_close(found, squared_gradient_norms(module, x, v), rtol=1e-12, atol=0)
+
+
+def test_linear_softmax_norm_is_the_closed_form():
+    """f = Wx + b: ‖∂(v·f)/∂θ‖² = (‖x‖² + 1) ‖v‖²."""
+    net, x = nn.Linear(5, 3).double(), torch.randn(6, 5, dtype=torch.float64)
+    v = torch.randn(2, 6, 3, dtype=torch.float64)
+    expected = (x.square().sum(1) + 1) * v.square().sum(2)
+    torch.testing.assert_close(squared_gradient_norms(net, x, v), expected, rtol=1e-12, atol=0)
+
+
+def test_directions_of_another_shape_are_refused():
+    module, x = make("mlp")
+    with pytest.raises(ValueError, match=r"\(D, 6, 3\), got \(6, 3\)"):
+        squared_gradient_norms(module, x, torch.ones(6, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="no examples"):
+        squared_gradient_norms(module, x[:0], torch.ones(1, 0, 3, dtype=torch.float64))
