@@ -132,8 +132,7 @@ def landscapes(width: int, examples: int) -> None:
 
     def ours() -> None:
         landscape = Landscape(model, (x, y))
-        slopes = directions.double() @ landscape.gradient()
-        curvature = (directions * landscape.hessian_products(directions)).sum(1)
+        slopes, curvature = landscape.line_derivatives(directions)
         found = flatness(
             landscape, directions, slopes=slopes, curvature=curvature, scale=torch.full((20,), 1e-3)
         )

@@ -15,11 +15,26 @@ Theta = Mapping[str, Tensor]
 
 
 @functools.cache
-def _forward_mode() -> None:
+def prepare_forward_mode() -> None:
     """Load the rules of forward mode without the deprecation warning that torch 2.13 gives about itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         jvp(torch.tanh, (torch.zeros(1),), (torch.ones(1),))
+
+
+def lacks_forward_mode(error: Exception) -> bool:
+    """Whether an error says that an operation has no forward-mode derivative."""
+    return any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode"))
+
+
+def _warn_of_reverse_mode(error: Exception) -> None:
+    warnings.warn(
+        f"an operation has no forward-mode derivative ({str(error)[:80]}); reverse mode is used twice "
+        f"instead, "
+        "which needs more memory",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def ravel(theta: Theta, *, leading: int = 0) -> Tensor:
@@ -56,7 +71,8 @@ def unravel(vectors: Tensor, like: Theta) -> dict[str, Tensor]:
 def directional_derivatives(
     function: Callable[[Theta], Tensor], theta: Theta, directions: Tensor, *, chunk_size: int | None = None
 ) -> Tensor:
-    """J pᵢ = d/ds f(θ + s pᵢ) at s = 0, by forward-mode differentiation.
+    """J pᵢ = d/ds f(θ + s pᵢ) at s = 0, in forward mode; in reverse mode twice, with a warning, where
+    that fails.
 
     Args:
         function: from parameters to a tensor of any shape.
@@ -69,12 +85,21 @@ def directional_derivatives(
         `theta` is computed once.
     """
     theta = dict(theta)
-    _forward_mode()
+    prepare_forward_mode()
 
     def along(direction: Tensor) -> Tensor:
         return jvp(function, (theta,), (unravel(direction, theta),))[1]
 
-    return vmap(along, chunk_size=chunk_size)(directions)
+    try:
+        return vmap(along, chunk_size=chunk_size)(directions)
+    except (NotImplementedError, RuntimeError) as error:
+        if not lacks_forward_mode(error):
+            raise
+        _warn_of_reverse_mode(error)
+    value, pull_back = vjp(function, theta)[:2]
+    # Jᵀu is linear in u, so that its own pull-back applies J
+    push_forward = vjp(lambda u: pull_back(u)[0], torch.zeros_like(value))[1]
+    return vmap(lambda p: push_forward(unravel(p, theta))[0], chunk_size=chunk_size)(directions)
 
 
 def hessian_products(
@@ -92,7 +117,7 @@ def hessian_products(
         Shape (k, P). The cost of about 2k gradients.
     """
     theta = dict(theta)
-    _forward_mode()
+    prepare_forward_mode()
 
     def forward_over_reverse(direction: Tensor) -> Tensor:
         return ravel(jvp(grad(loss), (theta,), (unravel(direction, theta),))[1])
@@ -100,14 +125,9 @@ def hessian_products(
     try:
         return vmap(forward_over_reverse, chunk_size=chunk_size)(directions)
     except (NotImplementedError, RuntimeError) as error:
-        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
+        if not lacks_forward_mode(error):
             raise
-        warnings.warn(
-            f"an operation of the loss has no forward-mode derivative ({str(error)[:80]}); the Hessian is "
-            "applied by reverse over reverse differentiation instead, which needs more memory",
-            UserWarning,
-            stacklevel=2,
-        )
+        _warn_of_reverse_mode(error)
     pull_back = vjp(grad(loss), theta)[1]  # H is symmetric: pᵀH = (Hp)ᵀ
     return vmap(lambda p: ravel(pull_back(unravel(p, theta))[0]), chunk_size=chunk_size)(directions)
 

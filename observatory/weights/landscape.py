@@ -9,12 +9,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from observatory.looking import Loss, ModelFunction
 from observatory.looking.likelihood import likelihood_loss
-from observatory.numerics.curvature import Theta, directional_derivatives, hessian_products, ravel, unravel
+from observatory.numerics.curvature import (
+    Theta,
+    directional_derivatives,
+    hessian_products,
+    lacks_forward_mode,
+    prepare_forward_mode,
+    ravel,
+    unravel,
+)
 from observatory.weights.lines import StraightLine
 
 Batches = Iterable[tuple[Any, Any]]
@@ -97,6 +105,38 @@ class Landscape:
                 return vmap(points, in_dims=(0, 0, None, None), chunk_size=chunk)(lines, s, inputs, targets)
 
         return self._mean(evaluate)
+
+    def line_derivatives(self, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes p_i·∇L and curvatures p_iᵀHp_i at θ₀, each (k,), by differentiating twice along each line.
+
+        Forward mode only: about three forward passes per direction, a third of a Hessian product.
+        """
+        chunk, center = self._at_once(directions.shape[1]), self.center
+        lines, zero, unit = (
+            unravel(directions.to(center), self.theta),
+            center.new_zeros(()),
+            center.new_ones(()),
+        )
+
+        def one(direction: Theta, inputs: Any, targets: Any) -> Tensor:
+            def value(s: Tensor) -> Tensor:
+                with StraightLine(self.theta, direction, s):
+                    return self.loss(self.function(inputs, self.theta), targets)
+
+            def slope(s: Tensor) -> Tensor:
+                return jvp(value, (s,), (unit,))[1]
+
+            return torch.stack(jvp(slope, (zero,), (unit,)))
+
+        prepare_forward_mode()
+        derive = vmap(one, in_dims=(0, None, None), chunk_size=chunk)
+        try:
+            return self._mean(lambda x, y: derive(lines, x, y)).unbind(1)  # type: ignore[return-value]
+        except (NotImplementedError, RuntimeError) as error:
+            if not lacks_forward_mode(error):
+                raise
+        vectors = directions.double()
+        return vectors @ self.gradient(), (vectors * self.hessian_products(directions)).sum(1)
 
     def gradient(self) -> Tensor:
         """∇L(θ₀), (P,), float64."""

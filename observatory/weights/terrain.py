@@ -56,6 +56,16 @@ def survey(landscape: Landscape, directions: Tensor, scale: Tensor, *, s_max: fl
     return Terrain(width.loss, slope, hessian, noise, width.width, width.left, width.right)
 
 
+def flatness_along(
+    landscape: Landscape, directions: Tensor, scale: Tensor, *, s_max: float = 1e3
+) -> Flatness:
+    """Flatness alone, without the Hessian between directions and without the noise. Arguments as in
+    `survey`.
+    """
+    slope, curvature = landscape.line_derivatives(directions)
+    return _flatness(landscape, directions, slope, curvature, scale, s_max)
+
+
 def _flatness(
     landscape: Landscape, directions: Tensor, slope: Tensor, curvature: Tensor, scale: Tensor, s_max: float
 ) -> Flatness:

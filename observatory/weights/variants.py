@@ -10,7 +10,7 @@ from observatory.weights.components import principal_components, project
 from observatory.weights.landscape import Landscape
 from observatory.weights.motion import motion_along
 from observatory.weights.relation import InverseRelation, fit_relation
-from observatory.weights.terrain import survey
+from observatory.weights.terrain import flatness_along
 from observatory.weights.trajectory import Trajectory
 
 RANGES = (10, 20, 40, 60)
@@ -50,7 +50,7 @@ def exponents_by_choice(
     generator = torch.Generator().manual_seed(seed)
     vectors = other_basis(landscape, "hessian", min(directions, trajectory.size), generator)
     variance = project(rows, vectors.to(rows.device)).var(0).to(vectors.device)
-    flat = survey(landscape, vectors, variance.sqrt()).flatness
+    flat = flatness_along(landscape, vectors, variance.sqrt()).width
     return found | {"Hessian basis": fit_relation(variance, flat)}
 
 
@@ -62,5 +62,5 @@ def _exponent(
         found.projections, every=every, spectrum=found.variance, total=found.total, size=rows.shape[1]
     )
     motion, vectors = motion.to(landscape.center.device), vectors.to(landscape.center.device)
-    flat = survey(landscape, vectors, motion.variance.sqrt()).flatness
+    flat = flatness_along(landscape, vectors, motion.variance.sqrt()).width
     return fit_relation(motion.variance, flat, first=2 if motion.drift else 1)

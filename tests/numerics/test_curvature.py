@@ -87,6 +87,14 @@ def test_hessian_falls_back_to_reverse_mode_and_says_so(device):
     assert torch.allclose(seen, torch.diag(6 * theta["w"]))
 
 
+def test_derivatives_fall_back_to_reverse_mode_twice(device):
+    theta = {"w": torch.tensor([1.0, 2.0], dtype=torch.float64, device=device)}
+    directions = torch.tensor([[1.0, 0.0], [1.0, -1.0]], dtype=torch.float64, device=device)
+    with pytest.warns(UserWarning, match="no forward-mode derivative"):
+        seen = directional_derivatives(lambda t: NoForwardDerivative.apply(t["w"]), theta, directions)
+    assert torch.allclose(seen, 3 * theta["w"] ** 2 * directions)
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_lanczos_finds_the_largest_eigenvalues(count, generator):
     root = torch.randn(80, 80, generator=generator, dtype=torch.float64)

@@ -21,6 +21,7 @@ from observatory.weights import (
     temperature,
 )
 from observatory.weights.noise import sgd_coefficients
+from observatory.weights.terrain import survey
 
 
 class Quadratic(nn.Module):
@@ -123,6 +124,9 @@ def test_curvature_equals_the_dense_hessian(device, generator):
     dense = torch.autograd.functional.hessian(loss, theta)
     directions = torch.randn(7, 42, generator=generator, dtype=torch.float64).to(device)
     products = landscape.hessian_products(directions)
+    slopes, curvature = landscape.line_derivatives(directions)
+    assert torch.allclose(slopes, directions @ landscape.gradient(), atol=1e-12)
+    assert torch.allclose(curvature, (products * directions).sum(1), rtol=1e-10)
     expected = ((directions @ dense) * directions).sum(1)
     assert torch.allclose((products * directions).sum(1), expected, rtol=1e-5)
     assert torch.allclose(landscape.gradient(), torch.autograd.functional.jacobian(loss, theta), atol=1e-12)
@@ -166,6 +170,50 @@ def test_half_precision_weights_are_evaluated_in_single_precision():
     landscape = Landscape(net, (torch.randn(8, 4).bfloat16(), torch.arange(8) % 2))
     assert landscape.center.dtype == torch.float32
     assert landscape.hessian_products(torch.eye(10)).dtype == torch.float64
+
+
+class Cube(torch.autograd.Function):
+    """x³ without a forward-mode derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+
+class Cubic(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Cube.apply(super().forward(x))
+
+
+def test_networks_without_forward_mode_are_surveyed_in_reverse_mode():
+    torch.manual_seed(2)
+    net, x, y = Cubic(3, 3).double(), torch.randn(20, 3).double(), torch.arange(20) % 3
+    plain = ModelFunction.of(net, output=lambda out: out)
+    same = nn.Linear(3, 3).double()
+    same.load_state_dict(net.state_dict())
+    reference = survey(
+        Landscape(same, (x, y), loss=lambda f, t: nn.functional.cross_entropy(f**3, t)), *DIRECTIONS
+    )
+    with pytest.warns(UserWarning, match="no forward-mode derivative"):
+        seen = survey(Landscape(plain, (x, y)), *DIRECTIONS)
+        slope, curvature = Landscape(plain, (x, y)).line_derivatives(DIRECTIONS[0])
+    assert torch.allclose(seen.hessian, reference.hessian, atol=1e-10)
+    assert torch.allclose(seen.noise, reference.noise, atol=1e-10)
+    assert torch.allclose(seen.flatness, reference.flatness, rtol=1e-3)
+    assert torch.allclose(slope, reference.slope) and torch.allclose(curvature, reference.curvature)
+
+
+DIRECTIONS = (torch.eye(12).double()[:4], torch.ones(4).double())
 
 
 def test_empty_data_are_refused():
