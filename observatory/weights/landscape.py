@@ -28,6 +28,7 @@ from observatory.weights.lines import StraightLine
 Batches = Iterable[tuple[Any, Any]]
 POINTS_BYTES = 2**28  # of weights or inputs of the points that are evaluated at once
 POINTS_ON_CPU = 10
+MANY_WEIGHTS = 2**19
 
 
 class Landscape:
@@ -107,10 +108,21 @@ class Landscape:
         return self._mean(evaluate)
 
     def line_derivatives(self, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes p_i·∇L and curvatures p_iᵀHp_i at θ₀, each (k,), by differentiating twice along each line.
+        """Slopes p_i·∇L and curvatures p_iᵀHp_i at θ₀, each (k,), float64.
 
-        Forward mode only: about three forward passes per direction, a third of a Hessian product.
+        From Hessian products, or for many weights by differentiating twice along each line, in forward mode
+        alone, which spares the gradients' size of work (2.3 times faster for P = 10⁶, slower below 2 · 10⁵).
         """
+        if directions.shape[1] >= MANY_WEIGHTS:
+            try:
+                return self._line_derivatives(directions)
+            except (NotImplementedError, RuntimeError) as error:
+                if not lacks_forward_mode(error):
+                    raise
+        vectors = directions.double()
+        return vectors @ self.gradient(), (vectors * self.hessian_products(directions)).sum(1)
+
+    def _line_derivatives(self, directions: Tensor) -> tuple[Tensor, Tensor]:
         chunk, center = self._at_once(directions.shape[1]), self.center
         lines, zero, unit = (
             unravel(directions.to(center), self.theta),
@@ -130,13 +142,8 @@ class Landscape:
 
         prepare_forward_mode()
         derive = vmap(one, in_dims=(0, None, None), chunk_size=chunk)
-        try:
-            return self._mean(lambda x, y: derive(lines, x, y)).unbind(1)  # type: ignore[return-value]
-        except (NotImplementedError, RuntimeError) as error:
-            if not lacks_forward_mode(error):
-                raise
-        vectors = directions.double()
-        return vectors @ self.gradient(), (vectors * self.hessian_products(directions)).sum(1)
+        found = self._mean(lambda x, y: derive(lines, x, y))
+        return found[:, 0], found[:, 1]
 
     def gradient(self) -> Tensor:
         """∇L(θ₀), (P,), float64."""
