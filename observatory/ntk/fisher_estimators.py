@@ -2,7 +2,7 @@
 
 With M_i = L_iᵀ Θ_ii L_i, H_i = L_i L_iᵀ and n_iy = ‖∇ ln p(y|x_i)‖², all unbiased for Tr F = (1/N) Σ Tr M_i:
 
-    exact        Σ_a M_i,aa: a backward pass for each output; no variance
+    exact        Σ_a M_i,aa: a backward pass for each output (a softmax: but one); no variance
     sampled      n_iy with y ~ p(y|x_i); variance (1/N²) Σ_i Var_y n_iy
     rademacher   εᵀ M_i ε with random signs ε; variance (2/N²) Σ_i (‖M_i‖² - Σ_a M_i,aa²)
     summed       ‖Σ_i J_iᵀ L_i ε_i‖²/N: an ordinary backward pass; the examples' cross terms are noise
@@ -97,9 +97,7 @@ class FisherDirections:
 
     def _of_the_model(self, f: Tensor) -> Tensor:
         if self.method == "exact":
-            c = f[0].numel()
-            unit = torch.eye(c, dtype=f.dtype, device=f.device).reshape(c, 1, *f.shape[1:])
-            return self.likelihood.root(f, unit)
+            return self.likelihood.columns(f)
         if self.method == "rademacher":
             return self.likelihood.root(f, random_signs((self.draws, *f.shape), f, self.generator))
         labels = [self.likelihood.sample(f, self.generator) for _ in range(self.draws)]

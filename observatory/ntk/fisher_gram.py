@@ -50,7 +50,7 @@ def fisher_spectrum(
 ) -> FisherSpectrum:
     """Eigenvalues of F from the Gram matrix of scores, which has the same ones apart from zeros.
 
-    "true": L_iᵀ Θ_ij L_j/N, NC × NC, of rank ≤ N(C - 1) for a softmax. "empirical": ∇ℓ_i·∇ℓ_j/N with the
+    "true": L_iᵀ Θ_ij L_j/N, NC × NC, and N(C - 1) for a softmax. "empirical": ∇ℓ_i·∇ℓ_j/N with the
     targets y, N × N. "covariance": the same centred, that is Cov(∇ℓ) over the examples. (Karakida, Akaho,
     Amari 2019, arXiv:1910.05992.) Arguments are those of `fisher_trace`; padding must be left out.
 
@@ -86,20 +86,19 @@ def fisher_spectrum(
 def _information_gram(
     function: ModelFunction, x: Any, likelihood: OutputLikelihood, f: Tensor, max_memory: int
 ) -> Tensor:
-    """L_iᵀ Θ_ij L_j, (NC, NC)."""
+    """L_iᵀ Θ_ij L_j, (ND, ND) with D columns in L."""
     n, c = len(f), f[0].numel()
-    needed = 3 * (n * c) ** 2 * 8
+    needed = 3 * (n * c) ** 2 * 8  # bytes of the kernel and of two steps from it to the Gram
     if needed > max_memory:
         raise ValueError(
             f"the Gram matrix of {n} examples with {c} outputs needs {needed / 1e9:.3g} GB of "
             f"max_memory = {max_memory / 1e9:.3g} GB: give fewer examples, kind='empirical' (N × N), or ask "
             "for fisher_trace alone"
         )
-    unit = torch.eye(c, dtype=f.dtype, device=f.device).reshape(c, 1, *f.shape[1:])
-    root = likelihood.root(f, unit).reshape(c, n, c).double()  # (direction, example, output)
+    root = likelihood.columns(f).reshape(-1, n, c).double()  # (direction, example, output)
     theta = empirical_ntk(function, x, max_memory=max_memory).reshape(n, c, n, c).double()
     half = torch.einsum("aic,icjd->iajd", root, theta)
-    return torch.einsum("iajd,bjd->iajb", half, root).reshape(n * c, n * c)
+    return torch.einsum("iajd,bjd->iajb", half, root).reshape(n * len(root), n * len(root))
 
 
 def _score_gram(function: ModelFunction, x: Any, score: Tensor, max_memory: int) -> Tensor:

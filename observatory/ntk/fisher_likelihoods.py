@@ -24,6 +24,11 @@ class OutputLikelihood(ABC):
     def root(self, f: Tensor, e: Tensor) -> Tensor:
         """L e for every example; e broadcasts to (D, n, ..., C)."""
 
+    def columns(self, f: Tensor) -> Tensor:
+        """Columns of a root of H, (D, n, ..., C): directions v_d with Σ_d v_d v_dᵀ = H."""
+        c = f[0].numel()
+        return self.root(f, torch.eye(c, dtype=f.dtype, device=f.device).reshape(c, 1, *f.shape[1:]))
+
     @abstractmethod
     def score(self, f: Tensor, y: Tensor) -> Tensor:
         """g = -∂ ln p(y|f)/∂f, shape of f."""
@@ -70,6 +75,20 @@ class Categorical(OutputLikelihood):
         p = f.softmax(-1)
         weighted = p.sqrt() * e
         return weighted - p * weighted.sum(-1, keepdim=True)
+
+    def columns(self, f: Tensor) -> Tensor:
+        """C - 1 for each site, since H has that rank.
+
+        diag(√p) Q, with Q an orthonormal basis of the complement of √p, here the first C - 1 columns of the
+        reflection that takes √p to the last axis: nothing cancels where p saturates.
+        """
+        root = f.softmax(-1).sqrt().reshape(len(f), -1, f.shape[-1])  # (n, sites, C)
+        first, last = root[..., :-1], root[..., -1:]
+        rows = torch.cat([first.square() / (1 + last), last], -1)
+        found = torch.diag_embed(first)  # (n, sites, C - 1, C - 1)
+        found = torch.nn.functional.pad(found, (0, 1)) - first[..., :, None] * rows[..., None, :]
+        spread = torch.diag_embed(found.permute(2, 0, 3, 1), dim1=0, dim2=3)  # (sites, C - 1, n, sites, C)
+        return spread.reshape(-1, *f.shape)
 
     def score(self, f: Tensor, y: Tensor) -> Tensor:
         hot = one_hot(y.clamp_min(0).long(), f.shape[-1])
