@@ -11,7 +11,8 @@ from torch import Tensor
 
 from observatory.looking.calls import LayerCall, RecordedForward
 from observatory.looking.model import ModelFunction
-from observatory.ntk.factors import Factors, Layout, SiteFactors, by_example, rule_of
+from observatory.ntk.factors import Factors, Layout, SiteFactors, by_example
+from observatory.ntk.rules import rule_of
 
 _log = logging.getLogger("observatory.ntk")
 _KEPT = "_observatory_claims"  # attribute of the twin
@@ -123,7 +124,7 @@ def _layout(call: LayerCall, gradient: Tensor, silent: Tensor) -> Layout | None:
     if issubclass(rule, SiteFactors) and not call.layer.startswith("conv") and gradient.ndim > 2:
         candidates += ["second"] if gradient.shape[1] == n else []
     for layout in candidates:
-        if _fits(call, layout, n) and not by_example(gradient, n, layout)[silent].any():
+        if _fits(call, layout, n) and not by_example(gradient[None], n, layout)[0, silent].any():
             return layout
     return None
 

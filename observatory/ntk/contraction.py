@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from torch import Tensor
 from observatory.looking.calls import RecordedForward
 from observatory.ntk.claims import Claim, factors_of
 from observatory.ntk.factors import Factors, SiteFactors
+from observatory.ntk.grams import TILE_NUMBERS, Scratch, add_gram
+from observatory.ntk.sites import add_crossed_by_sites, add_paired_by_sites
+from observatory.ntk.ways import GROUP, Way, crossed_way, paired_way
 
 BATCHED_NUMBERS = (2**19, 2**26)  # gradients of one batched backward pass, on a CPU and on a GPU
-LARGEST_OVERLAP = 2**26  # numbers in a Gram matrix over sites
 
 
 @dataclass(eq=False)
@@ -30,161 +32,161 @@ class Side:
         self.factors = [factors_of(claim, self.record) for claim in self.claims]
         self._positions = sorted({k for claim in self.claims for k in claim.calls})
         self._calls = [self.record.calls[k] for k in self._positions]
-        self._batched: list[Tensor] | None = None
-
-    @property
-    def n(self) -> int:
-        return self.directions.shape[1]
+        self._scratch = Scratch()
 
     @property
     def d(self) -> int:
         """Number of directions."""
         return len(self.directions)
 
-    def backward(self, d: int) -> list[list[Tensor]]:
-        """B of every claim and use in direction d, arranged by example."""
-        if self._batched is None and self._small:
-            self._batched = self.record.gradients(self.directions, self._calls)
-        if self._batched is not None:
-            gradients = [gradient[d] for gradient in self._batched]
-        else:
-            gradients = self.record.gradients(self.directions[d], self._calls)
-        found = dict(zip(self._positions, gradients, strict=True))
-        return [
-            [factor.backward(found[k]) for k, factor in zip(claim.calls, factors, strict=True)]
-            for claim, factors in zip(self.claims, self.factors, strict=True)
-        ]
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.directions.shape[1]
 
     @property
-    def _small(self) -> bool:
-        """Whether one backward pass for all directions is faster than one for each."""
-        numbers = len(self.directions) * sum(call.shape.numel() for call in self._calls)
-        return len(self.directions) > 1 and numbers <= BATCHED_NUMBERS[self.directions.device.type == "cuda"]
+    def at_once(self) -> int:
+        """Directions of one backward pass: several for small networks, where calls cost more than sums."""
+        numbers = sum(call.shape.numel() for call in self._calls)
+        allowed = BATCHED_NUMBERS[self.directions.device.type == "cuda"] // max(numbers, 1)
+        return max(1, min(allowed, self.d))
 
-
-def paired(left: Side, right: Side) -> list[Tensor]:
-    """Σ_d ⟨∂(v_id·f_i), ∂(v_jd·f_j)⟩, (n, m), one for each claim."""
-    directions = len(left.directions)
-    ways = [_way(uses, others, directions) for uses, others in zip(left.factors, right.factors, strict=True)]
-    kernels = [left.directions.new_zeros(left.n, right.n) for _ in ways]
-    overlaps = {
-        k: left.factors[k][0].overlaps(right.factors[k][0])  # type: ignore[attr-defined]
-        for k, way in enumerate(ways)
-        if way != "formed"
-    }
-    single: dict[int, list[tuple[Tensor, Tensor]]] = {k: [] for k, way in enumerate(ways) if way == "single"}
-    for d in range(directions):
-        b_left = left.backward(d)
-        b_right = b_left if right is left else right.backward(d)
-        for k, way in enumerate(ways):
-            if way == "single":
-                single[k].append((b_left[k][0], b_right[k][0]))
-            elif way == "sites":
-                kernels[k] += _site_gram(overlaps[k], b_left[k][0], b_right[k][0])
+    def backward(self, at_once: int) -> Iterator[list[Tensor]]:
+        """For every claim B (D', n, g, s, o), or gradients (D', n, P) where there are no sites."""
+        for start in range(0, self.d, at_once):
+            if at_once > 1:
+                gradients = self.record.gradients(self.directions[start : start + at_once], self._calls)
             else:
-                rows = joint_gradients(left.factors[k], b_left[k])
-                columns = rows if right is left else joint_gradients(right.factors[k], b_right[k])
-                kernels[k].addmm_(rows, columns.T)
-    for k, pairs in single.items():  # one product for all directions
-        rows = torch.cat([one for one, _ in pairs], -1).squeeze(2).transpose(0, 1)  # (groups, n, D·outputs)
-        columns = (
-            rows if right is left else torch.cat([two for _, two in pairs], -1).squeeze(2).transpose(0, 1)
-        )
-        kernels[k] = (rows @ columns.mT).mul_(overlaps[k]).sum(0)
-    return kernels
+                gradients = [g[None] for g in self.record.gradients(self.directions[start], self._calls)]
+            found = dict(zip(self._positions, gradients, strict=True))
+            yield [
+                self._piece(factors, [found[k] for k in claim.calls])
+                for claim, factors in zip(self.claims, self.factors, strict=True)
+            ]
+
+    def _piece(self, uses: list[Factors], gradients: list[Tensor]) -> Tensor:
+        """The gradient of a parameter that is used repeatedly is the sum over its uses."""
+        b = [factor.backward(one) for factor, one in zip(uses, gradients, strict=True)]
+        if site_factor(uses) is not None:
+            return b[0]
+        each = [factor.parameter_gradients(one) for factor, one in zip(uses, b, strict=True)]
+        joined = [torch.cat([g.flatten(2) for g in found.values()], 2) for found in each]
+        return joined[0] if len(joined) == 1 else torch.stack(joined).sum(0)
+
+    def rows(self, k: int, pieces: list[Tensor]) -> Iterator[Tensor]:
+        """Gradients (D', n, p) of claim k from what `backward` gave, some of the parameters after the others.
+
+        Each is valid until the next is asked for.
+        """
+        factor = site_factor(self.factors[k])
+        if factor is None:
+            yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            return
+        d = sum(len(piece) for piece in pieces)
+        step = _outputs_at_once(factor, d * self.n)
+        for start in range(0, factor.outputs, step):
+            at = slice(start, min(start + step, factor.outputs))
+            shape = (d, self.n, factor.groups * (at.stop - at.start) * factor.columns)
+            yield factor.gradients(pieces, at, self._scratch.of(shape, like=pieces[0]))
 
 
-def crossed(left: Side, right: Side) -> Iterator[Tensor]:
-    """⟨∂(v_id·f_i), ∂(v_je·f_j)⟩, (n, D, m, E), for each claim in turn."""
-    b_left = [left.backward(d) for d in range(len(left.directions))]
-    b_right = b_left if right is left else [right.backward(d) for d in range(len(right.directions))]
-    for k, (uses, others) in enumerate(zip(left.factors, right.factors, strict=True)):
-        factor, other = uses[0], others[0]
-        if len(uses) == 1 and isinstance(factor, SiteFactors) and isinstance(other, SiteFactors):
-            one = torch.stack([b[k][0] for b in b_left])  # (D, n, groups, sites, outputs)
-            two = one if right is left else torch.stack([b[k][0] for b in b_right])
-            if _crossed_by_sites(factor, other, len(one), len(two)):
-                yield _crossed_site_gram(factor.overlaps(other), one, two)
-                continue
-            rows = factor.gradients(one).transpose(0, 1)  # (n, D, P)
-            columns = rows if right is left else other.gradients(two).transpose(0, 1)
+def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
+    """outs[k][i, j] += Σ_d ⟨∂(v_id·f_i), ∂(v_jd·f_j)⟩ for each claim k; several may share a tensor (n, m)."""
+    same = right is left
+    pairs = list(zip(left.factors, right.factors, strict=True))
+    ways = [paired_way(uses, others, left.d, same=same) for uses, others in pairs]
+    mine: list[list[Tensor]] = [[] for _ in ways]
+    theirs: list[list[Tensor]] = mine if same else [[] for _ in ways]
+
+    def contract(k: int) -> None:
+        if ways[k] == "by sites":
+            add_paired_by_sites(outs[k], *_sites(pairs[k]), mine[k], theirs[k])
         else:
-            rows = torch.stack([joint_gradients(uses, b[k]) for b in b_left], 1)
-            columns = (
-                rows if right is left else torch.stack([joint_gradients(others, b[k]) for b in b_right], 1)
-            )
-        yield (
-            (rows.flatten(0, 1) @ columns.flatten(0, 1).T)
-            .unflatten(0, rows.shape[:2])
-            .unflatten(2, columns.shape[:2])
-        )
+            columns = repeat(None) if same else right.rows(k, theirs[k])
+            for one, two in zip(left.rows(k, mine[k]), columns, strict=False):
+                for row, column in zip(one, one if two is None else two, strict=True):
+                    outs[k].addmm_(row, column.T)
+        mine[k].clear()
+        theirs[k].clear()
+
+    at_once = min(left.at_once, right.at_once)
+    for b, c in zip(left.backward(at_once), repeat(None) if same else right.backward(at_once), strict=False):
+        for k, way in enumerate(ways):
+            mine[k].append(b[k])
+            if c is not None:
+                theirs[k].append(c[k])
+            if _enough(way, mine[k]):
+                contract(k)
+    for k in range(len(ways)):
+        if mine[k]:
+            contract(k)
 
 
-def joint_gradients(uses: list[Factors], b: list[Tensor]) -> Tensor:
-    """Per-example gradients (n, P) of one claim: the sum over the uses of a parameter that is used
-    repeatedly.
+def _enough(way: Way, pieces: list[Tensor]) -> bool:
+    """Whether to contract what was kept so far."""
+    if way == "by sites":
+        return sum(piece.numel() for piece in pieces) > TILE_NUMBERS
+    return sum(len(piece) for piece in pieces) >= GROUP
+
+
+def add_crossed(left: Side, right: Side, outs: list[Tensor]) -> None:
+    """outs[k][(d, i), (e, j)] += ⟨∂(v_id·f_i), ∂(v_je·f_j)⟩ for each claim k, (D·n, E·m).
+
+    If the sides are the same, only the upper triangle is promised.
     """
-    if len(uses) == 1:
-        factor = uses[0]
-        return (
-            factor.gradients(b[0])
-            if isinstance(factor, SiteFactors)
-            else _rows(factor.parameter_gradients(b[0]))
-        )
-    each = [_rows(factor.parameter_gradients(one)) for factor, one in zip(uses, b, strict=True)]
-    return torch.stack(each).sum(0)
+    same = right is left
+    pairs = list(zip(left.factors, right.factors, strict=True))
+    ways = [crossed_way(uses, others, left.d, right.d, same=same) for uses, others in pairs]
+    mine = _gathered(left, ways)
+    theirs = mine if same else _gathered(right, ways)
+    for k, way in enumerate(ways):
+        if way == "by sites":
+            add_crossed_by_sites(outs[k], *_sites(pairs[k]), mine[k], theirs[k])
+        elif way == "forming later":
+            columns = repeat(None) if same else right.rows(k, theirs[k])
+            for one, two in zip(left.rows(k, mine[k]), columns, strict=False):
+                add_gram(outs[k], one.flatten(0, 1), None if two is None else two.flatten(0, 1))
+        else:
+            two = None if same else torch.cat(theirs[k]).flatten(0, 1)
+            add_gram(outs[k], torch.cat(mine[k]).flatten(0, 1), two)
+        mine[k] = theirs[k] = []
 
 
-def _rows(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([g.flatten(1) for g in gradients.values()], 1)
+def _gathered(side: Side, ways: list[Way]) -> list[list[Tensor]]:
+    """What is kept of every claim in all directions: gradients (D', n, P) if formed at once, else B."""
+    kept: list[list[Tensor]] = [[] for _ in ways]
+    waiting: list[list[Tensor]] = [[] for _ in ways]
+
+    def form(k: int) -> None:
+        kept[k].append(torch.cat(list(side.rows(k, waiting[k])), 2))  # a copy, as rows may be short-lived
+        waiting[k].clear()
+
+    for b in side.backward(side.at_once):
+        for k, way in enumerate(ways):
+            (waiting if way == "forming at once" else kept)[k].append(b[k])
+            if way == "forming at once" and _enough(way, waiting[k]):
+                form(k)
+    for k in range(len(ways)):
+        if waiting[k]:
+            form(k)
+    return kept
 
 
-# The two ways of contracting over sites, and which is cheaper
+def site_factor(uses: list[Factors]) -> SiteFactors | None:
+    """The factor of a claim whose gradients are formed from one B, if it is such a one."""
+    factor = uses[0]
+    return factor if len(uses) == 1 and isinstance(factor, SiteFactors) else None
 
 
-def _way(uses: list[Factors], others: list[Factors], directions: int) -> Literal["formed", "sites", "single"]:
-    """Whether to form the gradients, or Gram matrices over sites: what needs fewer operations."""
-    factor, other = uses[0], others[0]
-    if len(uses) > 1 or not isinstance(factor, SiteFactors) or not isinstance(other, SiteFactors):
-        return "formed"
-    s, o, g = factor.sites, factor.outputs, factor.groups
-    if s == 1:
-        return "single"
-    n, m = factor.n, other.n
-    by_sites = n * m * s * s * (factor.overlapping / directions + g * (o + 2))
-    formed = (n + m) / 2 * factor.forming + n * m * factor.numbers
-    return "sites" if by_sites <= formed and n * m * s * s * g <= LARGEST_OVERLAP else "formed"
+def _sites(pair: tuple[list[Factors], list[Factors]]) -> tuple[SiteFactors, SiteFactors]:
+    one, two = (site_factor(uses) for uses in pair)
+    assert one is not None and two is not None  # or there are no sites
+    return one, two
 
 
-def _site_gram(overlaps: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Σ_g Σ_st (U_i[s]·U_j[t]) (B_i[s]·B_j[t])."""
-    n, m = len(left), len(right)
-    one = left.transpose(0, 1).flatten(1, 2)  # (groups, n·sites, outputs)
-    two = one if right is left else right.transpose(0, 1).flatten(1, 2)
-    product = (one @ two.mT).mul_(overlaps).sum(0)
-    return product.reshape(n, -1, m, right.shape[2]).sum((1, 3)) if left.shape[2] > 1 else product
-
-
-def _crossed_by_sites(factor: SiteFactors, other: SiteFactors, d: int, e: int) -> bool:
-    s, o, g = factor.sites, factor.outputs, factor.groups
-    n, m = factor.n, other.n
-    if s == 1:
-        return True
-    by_sites = n * m * (s * s * (factor.overlapping + g * e * o) + g * d * e * s * o)
-    formed = (n * d + m * e) / 2 * factor.forming + n * d * m * e * factor.numbers
-    return by_sites <= formed and g * n * m * s * e * o < 2**27
-
-
-def _crossed_site_gram(overlaps: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    d, n, g, s, o = left.shape
-    e, m = right.shape[:2]
-    if s == 1:
-        rows = left.permute(2, 1, 0, 3, 4).reshape(g, n * d, o)
-        columns = rows if right is left else right.permute(2, 1, 0, 3, 4).reshape(g, m * e, o)
-        return ((rows @ columns.mT).reshape(g, n, d, m, e) * overlaps.reshape(g, n, 1, m, 1)).sum(0)
-    weights = overlaps.to(left.dtype).reshape(g, n * s, m, s).permute(0, 2, 1, 3)  # (g, m, n·s, t)
-    columns = right.permute(2, 1, 3, 0, 4).reshape(g, m, s, e * o)
-    moved = (weights @ columns).reshape(g, m, n, s, e, o)  # Σ_t (U_i[s]·U_j[t]) B_je[t]
-    rows = left.permute(2, 1, 0, 3, 4).reshape(g, n, d, s * o)
-    moved = moved.permute(0, 2, 3, 5, 1, 4).reshape(g, n, s * o, m * e)
-    return (rows @ moved).sum(0).reshape(n, d, m, e)
+def _outputs_at_once(factor: SiteFactors, rows: int) -> int:
+    """Outputs whose gradients make one tile: in equal parts, multiples of 16, as matrix products like it."""
+    fitting = max(1, TILE_NUMBERS // (rows * factor.groups * factor.columns))
+    parts = -(-factor.outputs // fitting)
+    step = -(-factor.outputs // parts)
+    return -(-step // 16) * 16 if step > 16 else step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,11 @@ from observatory.looking.calls import record_calls
 from observatory.looking.look import Loss
 from observatory.looking.model import Forward, ModelFunction, Output
 from observatory.looking.probe import Probe
-from observatory.ntk.blocks import Block, sizes_of
+from observatory.ntk.blocks import Block
 from observatory.ntk.claims import claims_of
 from observatory.ntk.directions import CROSSED, KINDS, Kind, output_directions
 from observatory.ntk.gradients import rows
+from observatory.ntk.sizes import sizes_of
 
 
 def empirical_ntk(
@@ -66,21 +68,18 @@ def empirical_ntk(
         ValueError: if the first axis of the output is not the examples', outputs are not finite where the
             kind needs them, or an argument that the kind needs is missing.
     """
-    parts = empirical_ntk_by_layer(
-        model, x, x2, kind=kind, outputs=outputs, index=index, targets=targets, targets2=targets2, loss=loss,
-        max_memory=max_memory, forward=forward, output=output, select=select,
-    )  # fmt: skip
-    scales = layer_scale or {}
-    unknown = [key for key in scales if not any(_below(name, key) for name in parts)]
+    function = ModelFunction.of(model, forward=forward, output=output, select=select)
+    pairs = _Pairs(
+        function, (x, x if x2 is None else x2), kind, outputs, index, (targets, targets2), loss, max_memory
+    )
+    if not layer_scale:
+        return pairs.kernel(by_layer=False, symmetric=x2 is None)[""]
+    parts = pairs.kernel(by_layer=True, symmetric=x2 is None)
+    unknown = [key for key in layer_scale if not any(_below(name, key) for name in parts)]
     if unknown:
         raise ValueError(f"layer_scale names {unknown[0]!r}, which is none of {', '.join(parts)}")
-    total: Tensor | None = None
-    for name, part in parts.items():
-        scale = next((s for key, s in scales.items() if _below(name, key)), 1.0)
-        part = part if scale == 1.0 else part * scale
-        total = part if total is None else total.add_(part)
-    assert total is not None  # at least one parameter is selected
-    return total
+    scales = [next((s for key, s in layer_scale.items() if _below(name, key)), 1.0) for name in parts]
+    return torch.stack([part * scale for part, scale in zip(parts.values(), scales, strict=True)]).sum(0)
 
 
 def empirical_ntk_by_layer(
@@ -104,73 +103,97 @@ def empirical_ntk_by_layer(
 
     Arguments and errors are those of `empirical_ntk`.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     function = ModelFunction.of(model, forward=forward, output=output, select=select)
-    n, m = len(Probe(x)), len(Probe(x if x2 is None else x2))
-    if min(n, m) == 0:
-        raise ValueError("there are no examples to look at: the probe is empty")
-    one = sizes_of(function, x)
-    sites = one.output[:-1].numel() if outputs == "per_site" else 1
-    if sites > 1 and kind not in ("full", "trace", "mean"):
-        raise ValueError(f"outputs='per_site' goes with kind 'full', 'trace' or 'mean', not {kind!r}")
-    per_site = sites > 1
-    crossed = kind in CROSSED or per_site
-    c = one.output.numel()
-    size = one.block(function, crossed=crossed, max_memory=max_memory)
+    pairs = _Pairs(
+        function, (x, x if x2 is None else x2), kind, outputs, index, (targets, targets2), loss, max_memory
+    )
+    return pairs.kernel(by_layer=True, symmetric=x2 is None)
 
-    def block(examples: Any, start: int, stop: int, y: Tensor | None) -> Block:
-        record = record_calls(function, rows(examples, start, stop))
-        one.check_output(record.output, stop - start, first=start == 0 and examples is x)
-        v = output_directions(
-            "full" if per_site else kind,
-            record.output.detach(),
-            index=index,
-            targets=None if y is None else y[start:stop],
-            loss=loss,
-        )
-        claims = claims_of(function, record)
-        return Block(function, rows(examples, start, stop), record, v, claims)
 
-    parts: dict[str, Tensor] = {}
-    for i in range(0, n, size):
-        left = block(x, i, min(i + size, n), targets)
-        for j in range(i if x2 is None else 0, m, size):
-            same = x2 is None and j == i
-            right = (
-                left
-                if same
-                else block(x if x2 is None else x2, j, min(j + size, m), targets if x2 is None else targets2)
+@dataclass
+class _Pairs:
+    """Pairs of blocks of examples."""
+
+    function: ModelFunction
+    xs: tuple[Any, Any]
+    kind: Kind
+    outputs: str
+    index: int | None
+    targets: tuple[Tensor | None, Tensor | None]
+    loss: Loss | None
+    max_memory: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        self.n, self.m = (len(Probe(x)) for x in self.xs)
+        if min(self.n, self.m) == 0:
+            raise ValueError("there are no examples to look at: the probe is empty")
+        self.sizes = sizes_of(self.function, self.xs[0])
+        self.c = self.sizes.output.numel()
+        self.sites = self.sizes.output[:-1].numel() if self.outputs == "per_site" else 1
+        if self.sites > 1 and self.kind not in ("full", "trace", "mean"):
+            raise ValueError(
+                f"outputs='per_site' goes with kind 'full', 'trace' or 'mean', not {self.kind!r}"
             )
-            for name, part in left.parts(right, crossed=crossed):
-                if name not in parts:
-                    parts[name] = (
-                        part.new_zeros(n, *part.shape[1:2], m, *part.shape[3:])
-                        if crossed
-                        else part.new_zeros(n, m)
-                    )
-                at, of = slice(i, i + left.n), slice(j, j + right.n)
-                if crossed:
-                    parts[name][at, :, of] = part
-                    if x2 is None and not same:
-                        parts[name][of, :, at] = part.permute(2, 3, 0, 1)
-                else:
-                    parts[name][at, of] = part
-                    if x2 is None and not same:
-                        parts[name][of, at] = part.T
-    return {name: _finished(part, kind, sites, c, n) for name, part in parts.items()}
+        self.crossed = self.kind in CROSSED or self.sites > 1
 
+    def kernel(self, *, by_layer: bool, symmetric: bool) -> dict[str, Tensor]:
+        """The kernel of every pair of examples, by layer or, under the name "", in all."""
+        size = self.sizes.block(directions=self.c, crossed=self.crossed, max_memory=self.max_memory)
+        parts: dict[str, Tensor] = {}
+        for i in range(0, self.n, size):
+            left = self._block(0, slice(i, min(i + size, self.n)))
+            for j in range(i if symmetric else 0, self.m, size):
+                at, of = slice(i, i + left.n), slice(j, min(j + size, self.m))
+                right = left if symmetric and i == j else self._block(0 if symmetric else 1, of)
+                contract = left.crossed if self.crossed else left.paired
+                for name, part in contract(right, by_layer=by_layer).items():
+                    if part.shape[0] == self.n and part.shape[-2 if self.crossed else -1] == self.m:
+                        parts[name] = part
+                        continue
+                    self._place(parts, name, part, at, of, mirrored=symmetric and i != j)
+        return {name: self._finished(part) for name, part in parts.items()}
 
-def _finished(part: Tensor, kind: Kind, sites: int, c: int, n: int) -> Tensor:
-    """Normalisation, and sites as examples."""
-    if sites > 1:
-        n1, m1 = part.shape[0], part.shape[2]
-        part = part.reshape(n1 * sites, c // sites, m1 * sites, c // sites)
-        part = part if kind == "full" else torch.einsum("icjc->ij", part)
-        return part / (c // sites) if kind == "mean" else part
-    if kind == "mean":
-        return part / c
-    return part / n if kind == "fisher" else part
+    def _block(self, side: int, at: slice) -> Block:
+        x, y = rows(self.xs[side], at.start, at.stop), self.targets[side]
+        record = record_calls(self.function, x)
+        self.sizes.check(self.function, x, record.output, at.stop - at.start)
+        directions = output_directions(
+            "full" if self.sites > 1 else self.kind,
+            record.output.detach(),
+            index=self.index,
+            targets=None if y is None else y[at],
+            loss=self.loss,
+        )
+        return Block(self.function, x, record, directions, claims_of(self.function, record))
+
+    def _place(
+        self, parts: dict[str, Tensor], name: str, part: Tensor, at: slice, of: slice, *, mirrored: bool
+    ) -> None:
+        """Write the kernel of two blocks into that of all."""
+        if name not in parts:
+            shape = (self.n, part.shape[1], self.m, part.shape[3]) if self.crossed else (self.n, self.m)
+            parts[name] = part.new_zeros(shape)
+        if self.crossed:
+            parts[name][at, :, of] = part
+            if mirrored:
+                parts[name][of, :, at] = part.permute(2, 3, 0, 1)
+        else:
+            parts[name][at, of] = part
+            if mirrored:
+                parts[name][of, at] = part.T
+
+    def _finished(self, part: Tensor) -> Tensor:
+        """Normalisation, and sites as examples."""
+        if self.sites > 1:
+            n, m, c = part.shape[0] * self.sites, part.shape[2] * self.sites, self.c // self.sites
+            part = part.reshape(n, c, m, c)
+            part = part if self.kind == "full" else torch.einsum("icjc->ij", part)
+            return part / c if self.kind == "mean" else part.contiguous()
+        if self.kind == "mean":
+            return part / self.c
+        return part / self.n if self.kind == "fisher" else part.contiguous()
 
 
 def _below(name: str, prefix: str) -> bool:

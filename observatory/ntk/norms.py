@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from observatory.looking.calls import record_calls
 from observatory.looking.model import ModelFunction
 from observatory.looking.probe import Probe
-from observatory.ntk.blocks import Block, layer_name, sizes_of
+from observatory.ntk.blocks import Block, layer_name
 from observatory.ntk.claims import claims_of
-from observatory.ntk.contraction import joint_gradients
-from observatory.ntk.factors import Factors, SiteFactors
+from observatory.ntk.contraction import site_factor
+from observatory.ntk.factors import Factors
 from observatory.ntk.gradients import rows
+from observatory.ntk.sizes import sizes_of
 
 Directions = Tensor | Callable[[Tensor, slice], Tensor]
 
@@ -60,7 +61,7 @@ def gradient_products(
     """
     found = []
     for block in _blocks(ModelFunction.of(model), x, directions, max_memory, True):
-        found.append(torch.stack([part for _, part in _products(block)]).sum(0))
+        found.append(torch.stack(list(_products(block))).sum(0))
     return torch.cat(found)
 
 
@@ -71,12 +72,12 @@ def _blocks(
     if n == 0:
         raise ValueError("there are no examples to look at: the probe is empty")
     one = sizes_of(function, x)
-    size = one.block(function, crossed=crossed, max_memory=max_memory)
+    size = one.block(directions=one.output.numel(), crossed=crossed, max_memory=max_memory)
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         part = rows(x, at.start, at.stop)
         record = record_calls(function, part)
-        one.check_output(record.output, at.stop - at.start, first=start == 0)
+        one.check(function, part, record.output, at.stop - at.start)
         v = directions(record.output.detach(), at) if callable(directions) else directions[:, at]
         expected = record.output.shape
         if v.shape[1:] != expected:
@@ -90,47 +91,45 @@ def _blocks(
 def _norms(block: Block) -> Iterator[tuple[str, Tensor]]:
     """By layer, (D, n)."""
     side = block.side
-    each = [_Overlaps(uses) for uses in side.factors]
-    found = [[part.norms(b) for part, b in zip(each, side.backward(d), strict=True)] for d in range(side.d)]
-    for claim, parts in zip(side.claims, zip(*found, strict=True), strict=True):
-        yield layer_name(claim.names), torch.stack(parts)
-    for name, gradients in block.by_definition().items():
-        yield name, gradients.square().sum(-1).T
+    within = [_overlaps_within(uses) for uses in side.factors]
+    found: list[list[Tensor]] = [[] for _ in side.claims]
+    for pieces in side.backward(side.at_once):
+        for k, (overlaps, piece) in enumerate(zip(within, pieces, strict=True)):
+            if overlaps is None:
+                parts = [gradients.square().sum(2) for gradients in side.rows(k, [piece])]
+                found[k].append(torch.stack(parts).sum(0))
+            else:
+                found[k].append((overlaps * (piece @ piece.mT)).sum((2, 3, 4)))
+    for claim, parts in zip(side.claims, found, strict=True):
+        yield layer_name(claim.names), torch.cat(parts)
+    chunks = [
+        {name: gradients.square().sum(2) for name, gradients in chunk.items()}
+        for chunk in block.by_definition()
+    ]
+    for name in block.claims.fallback:
+        yield name, torch.cat([chunk[name] for chunk in chunks])
 
 
-def _products(block: Block) -> Iterator[tuple[str, Tensor]]:
-    """By layer, (n, D, D)."""
+def _products(block: Block) -> Iterator[Tensor]:
+    """(n, D, D) of each layer."""
     side = block.side
-    backward = [side.backward(d) for d in range(side.d)]
-    for k, (claim, uses) in enumerate(zip(side.claims, side.factors, strict=True)):
-        yield layer_name(claim.names), _Overlaps(uses).products([b[k] for b in backward])
-    for name, gradients in block.by_definition().items():
-        yield name, gradients @ gradients.mT
+    kept = [torch.cat(pieces) for pieces in zip(*side.backward(side.at_once), strict=True)]
+    for k, (uses, b) in enumerate(zip(side.factors, kept, strict=True)):
+        if (overlaps := _overlaps_within(uses)) is None:
+            parts = (gradients.transpose(0, 1) for gradients in side.rows(k, [b]))
+            yield torch.stack([part @ part.mT for part in parts]).sum(0)
+        else:
+            moved = overlaps @ b  # (D, n, g, s, o)
+            one, two = (g.permute(1, 2, 0, 3, 4).flatten(3) for g in (b, moved))
+            yield (one @ two.mT).sum(1)
+    for gradients in block.all_by_definition().values():
+        yield gradients.transpose(0, 1) @ gradients.permute(1, 2, 0)
 
 
-class _Overlaps:
-    """U[s]·U[t] within each example, where cheaper than forming gradients; kept for all directions."""
-
-    def __init__(self, uses: list[Factors]) -> None:
-        self.uses = uses
-        factor = uses[0]
-        self.within: Tensor | None = None  # (n, groups, sites, sites)
-        if len(uses) == 1 and isinstance(factor, SiteFactors):
-            s, i, o = factor.sites, factor.inputs, factor.outputs
-            if s == 1 or s * (o + 1) <= o * max(i, 1):
-                self.within = factor.overlaps_within()
-
-    def norms(self, b: list[Tensor]) -> Tensor:
-        """(n,) of one direction."""
-        if self.within is None:
-            return joint_gradients(self.uses, b).square().sum(-1)
-        return (self.within * (b[0] @ b[0].mT)).sum((1, 2, 3))
-
-    def products(self, b: list[list[Tensor]]) -> Tensor:
-        """(n, D, D) of all directions."""
-        if self.within is None:
-            gradients = torch.stack([joint_gradients(self.uses, one) for one in b], 1)
-            return gradients @ gradients.mT
-        stacked = torch.stack([one[0] for one in b], 2)  # (n, groups, D, sites, outputs)
-        moved = self.within[:, :, None] @ stacked
-        return (stacked.flatten(3) @ moved.flatten(3).mT).sum(1)
+def _overlaps_within(uses: list[Factors]) -> Tensor | None:
+    """U[s]·U[t] within each example, (n, groups, s, t), where cheaper than forming gradients."""
+    factor = site_factor(uses)
+    if factor is None:
+        return None
+    s, o = factor.sites, factor.outputs
+    return factor.overlaps_within() if s == 1 or s * (o + 1) <= o * factor.columns else None

@@ -1,0 +1,218 @@
+"""Empirical kernels side by side with the explicit Jacobian (`torch.func.jacrev`), nngeometry and BackPACK.
+
+Each contender runs in a process of its own, one thread, and reports its best time and its peak memory above
+what was resident before. Ratios are theirs over ours. Peers that are not installed are left out (extra
+`peers`).
+
+    python benchmarks/ntk.py [--networks mlp cnn resnet18] [--examples 32] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from networks import NETWORKS, examples
+from torch import Tensor, nn
+
+REPEATS = 3
+
+
+def ours(net: nn.Module, x: Tensor, kind: str) -> Callable[[], Tensor]:
+    from observatory.looking import ModelFunction
+    from observatory.ntk import empirical_ntk
+
+    function = ModelFunction.of(net)  # as during a run: the twin is made once
+    return lambda: empirical_ntk(function, x, kind=kind)  # type: ignore[arg-type]
+
+
+def jacrev(net: nn.Module, x: Tensor, kind: str) -> Callable[[], Tensor]:
+    net.eval()
+    theta = {name: p.detach() for name, p in net.named_parameters()}
+    buffers = dict(net.named_buffers())
+
+    def single(parameters: dict[str, Tensor], one: Tensor) -> Tensor:
+        return torch.func.functional_call(net, (parameters, buffers), (one[None],))[0]
+
+    equation = "icp,jdp->icjd" if kind == "full" else "icp,jcp->ij"
+
+    def kernel() -> Tensor:
+        jacobian = torch.func.vmap(torch.func.jacrev(single), (None, 0))(theta, x)
+        parts = [torch.einsum(equation, j.flatten(2), j.flatten(2)) for j in jacobian.values()]
+        return torch.stack(parts).sum(0)
+
+    return kernel
+
+
+def nngeometry(net: nn.Module, x: Tensor, kind: str) -> Callable[[], Tensor]:
+    if kind != "full":
+        raise NotImplementedError("nngeometry has no contracted kernel")
+    from nngeometry.generator import Jacobian
+    from nngeometry.layercollection import LayerCollection
+    from nngeometry.object import FMatDense
+    from torch.utils.data import DataLoader, TensorDataset
+
+    net.eval()
+    layers = LayerCollection.from_model(net)
+    loader = DataLoader(TensorDataset(x, torch.zeros(len(x), dtype=torch.long)), batch_size=len(x))
+    generator = Jacobian(model=net, layer_collection=layers, n_output=10)
+    try:
+        matrix = FMatDense(layer_collection=layers, generator=generator, examples=loader)
+    except TypeError:  # older signature
+        matrix = FMatDense(generator=generator, examples=loader)
+    del matrix
+
+    def kernel() -> Tensor:
+        try:
+            return FMatDense(layer_collection=layers, generator=generator, examples=loader).to_torch()
+        except (TypeError, AttributeError):
+            return FMatDense(generator=generator, examples=loader).get_dense_tensor()
+
+    return kernel
+
+
+def backpack_kernel(net: nn.Module, x: Tensor, kind: str) -> Callable[[], Tensor]:
+    from backpack import backpack, extend
+    from backpack.extensions import BatchGrad
+
+    net = extend(net.eval())
+    parameters = list(net.parameters())
+    equation = "ip,jp->ij"
+
+    def kernel() -> Tensor:
+        rows = []
+        for c in range(10):
+            with backpack(BatchGrad()):
+                net(x)[:, c].sum().backward()
+            rows.append(torch.cat([p.grad_batch.flatten(1) for p in parameters], 1))
+        if kind == "trace":
+            return torch.stack([torch.einsum(equation, row, row) for row in rows]).sum(0)
+        jacobian = torch.stack(rows, 1).flatten(0, 1)
+        return jacobian @ jacobian.T
+
+    return kernel
+
+
+CONTENDERS = {"ours": ours, "jacrev": jacrev, "nngeometry": nngeometry, "backpack": backpack_kernel}
+
+
+def measure(who: str, network: str, n: int, kind: str, device: str) -> None:
+    """In a process of its own: print seconds and megabytes as JSON."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net, x = NETWORKS[network]().to(device), examples(network, n).to(device)
+    net(x[:1] if network != "resnet18" else x[:2])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kernel = CONTENDERS[who](net, x, kind)
+    kernel()
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        kernel()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if device == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps({"seconds": min(times), "megabytes": memory}))
+
+
+def step_seconds(network: str, device: str) -> float:
+    """One training step of batch 64."""
+    torch.set_num_threads(1)
+    net, x, y = (
+        NETWORKS[network]().to(device),
+        examples(network, 64).to(device),
+        torch.randint(10, (64,)).to(device),
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    times = []
+    for _ in range(8):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def matrix_rate(device: str) -> float:
+    """Measured float32 matrix product, operations per second."""
+    a = torch.randn(1024, 1024, device=device)
+    times = []
+    for _ in range(8):
+        started = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return 2 * 1024**3 / min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=["mlp", "cnn", "resnet18"])
+    parser.add_argument("--examples", nargs="+", type=int, default=[32])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        who, network, n, kind = options.measure
+        measure(who, network, int(n), kind, options.device)
+        return
+    torch.set_num_threads(1)
+    print(f"matrix rate {matrix_rate(options.device) / 1e9:.0f} GFlop/s, one thread")
+    print(
+        f"{'network':9} {'N':>4} {'kernel':6} {'who':11} {'time':>10} {'ratio':>7} {'memory':>9} {'ratio':>6}"
+    )
+    for network in options.networks:
+        step = step_seconds(network, options.device)
+        print(f"{network:9} {'':4} {'':6} {'step of 64':11} {1e3 * step:8.1f} ms")
+        for n in options.examples:
+            for kind in ("full", "trace"):
+                compare(network, n, kind, options.device, step)
+
+
+def compare(network: str, n: int, kind: str, device: str, step: float) -> None:
+    base: dict[str, float] | None = None
+    for who in CONTENDERS:
+        if who not in ("ours", "jacrev") and importlib.util.find_spec(who) is None:
+            continue
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            __file__,
+            "--device",
+            device,
+            "--measure",
+            who,
+            network,
+            str(n),
+            kind,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().split("\n")[-1][:70]
+            print(f"{network:9} {n:4} {kind:6} {who:11} {'none':>10}  {reason}")
+            continue
+        found = json.loads(done.stdout.strip().split("\n")[-1])
+        base = base or found
+        line = f"{network:9} {n:4} {kind:6} {who:11} {1e3 * found['seconds']:8.1f} ms "
+        line += f"{found['seconds'] / base['seconds']:7.2f} {found['megabytes']:6.0f} MB "
+        line += f"{found['megabytes'] / max(base['megabytes'], 1e-9):6.2f}"
+        print(line + (f"  ({found['seconds'] / step:.2f} steps)" if who == "ours" else ""), flush=True)
+
+
+if __name__ == "__main__":
+    main()

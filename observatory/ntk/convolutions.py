@@ -1,0 +1,65 @@
+"""Convolutions of one to three dimensions as linear maps of patches."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional
+
+from observatory.looking.calls import LayerCall
+from observatory.ntk.factors import Layout, SiteFactors
+
+
+class ConvolutionFactors(SiteFactors):
+    """Patches have their channels last: windows of neighbouring pixels are then contiguous in memory."""
+
+    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+        super().__init__(call, own, n, layout)
+        assert call.weight_shape is not None
+        self.out_channels, self.channels, *self.kernel = call.weight_shape
+        self.groups = call.arguments.get("groups", 1)
+        self.outputs = self.out_channels // self.groups
+        self.inputs = self.channels * math.prod(self.kernel)
+        self.sites = call.shape.numel() // (n * self.out_channels)
+
+    def _patches(self) -> Tensor:
+        rank = len(self.kernel)
+        stride, dilation = (self._each(self.call.arguments.get(key, 1)) for key in ("stride", "dilation"))
+        padding, x = self._padding(dilation), self.call.input
+        if any(padding):
+            x = functional.pad(x, padding)
+        x = x.movedim(1, -1).contiguous()  # (N·r, *pixels, channels)
+        for d in range(rank):
+            window = dilation[d] * (self.kernel[d] - 1) + 1
+            x = x.unfold(1 + d, window, stride[d])[..., :: dilation[d]]
+        x = x.unflatten(1 + rank, (self.groups, self.channels))  # (N·r, *sites, g, channels, *kernel)
+        order = (1 + rank, *range(1, 1 + rank), *range(3 + rank, 3 + 2 * rank), 2 + rank)
+        if len(x) == self.n:
+            return x.permute(0, *order).reshape(self.n, self.groups, self.sites, self.inputs)
+        x = self.by_example(x[None])[0]  # (N, r, ...)
+        x = x.permute(0, 1 + order[0], 1, *(1 + k for k in order[1:]))
+        return x.reshape(self.n, self.groups, self.sites, self.inputs)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        b = self.by_example(gradient.flatten(3))  # (D, N, r, channels, sites of one)
+        b = b.unflatten(3, (self.groups, self.outputs)).permute(0, 1, 3, 2, 5, 4)
+        return b.reshape(len(b), self.n, self.groups, self.sites, self.outputs)
+
+    def _as_weight(self, gradients: Tensor) -> Tensor:
+        kernels = gradients.reshape(*gradients.shape[:2], self.out_channels, *self.kernel, self.channels)
+        return kernels.movedim(-1, 3)
+
+    def _each(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        value = (value,) if isinstance(value, int) else tuple(value)
+        return value * len(self.kernel) if len(value) == 1 else value
+
+    def _padding(self, dilation: tuple[int, ...]) -> list[int]:
+        """For `functional.pad`: last axis first, left and right."""
+        padding = self.call.arguments.get("padding", 0)
+        if padding == "valid":
+            return []
+        if padding == "same":  # the odd one goes to the right
+            total = [d * (k - 1) for d, k in zip(dilation, self.kernel, strict=True)]
+            return [side for t in reversed(total) for side in (t // 2, t - t // 2)]
+        return [size for size in reversed(self._each(padding)) for _ in range(2)]
