@@ -14,7 +14,7 @@ from observatory.looking.model import ModelFunction
 from observatory.ntk.claims import Claims
 from observatory.ntk.contraction import Side, add_crossed, add_paired
 from observatory.ntk.gradients import example_gradients
-from observatory.ntk.grams import mirror
+from observatory.ntk.grams import block_rows, mirror
 from observatory.ntk.sizes import sizes_of as sizes_of
 
 GRADIENT_NUMBERS = 2**25  # of gradients that are formed by the definition at a time, at least one direction
@@ -80,7 +80,7 @@ class Block:
             out.addmm_(gradients.flatten(0, 1), theirs[name].flatten(0, 1).T)
         if other is self:
             for out in kernels.sums.values():
-                mirror(out)
+                mirror(out, block_rows(self.d, self.n))
         split = (self.d, self.n, other.d, other.n)
         return {name: out.view(split).permute(1, 0, 3, 2) for name, out in kernels.sums.items()}
 

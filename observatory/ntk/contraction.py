@@ -12,7 +12,7 @@ from torch import Tensor
 from observatory.looking.calls import RecordedForward
 from observatory.ntk.claims import Claim, factors_of
 from observatory.ntk.factors import Factors, SiteFactors
-from observatory.ntk.grams import TILE_NUMBERS, Scratch, add_gram
+from observatory.ntk.grams import TILE_NUMBERS, Scratch, add_gram, block_rows
 from observatory.ntk.sites import add_crossed_by_sites, add_paired_by_sites
 from observatory.ntk.ways import GROUP, Way, crossed_way, paired_way
 
@@ -73,17 +73,18 @@ class Side:
         joined = [torch.cat([g.flatten(2) for g in found.values()], 2) for found in each]
         return joined[0] if len(joined) == 1 else torch.stack(joined).sum(0)
 
-    def rows(self, k: int, pieces: list[Tensor]) -> Iterator[Tensor]:
+    def rows(self, k: int, pieces: list[Tensor], n: int = 0) -> Iterator[Tensor]:
         """Gradients (D', n, p) of claim k from what `backward` gave, some of the parameters after the others.
 
-        Each is valid until the next is asked for.
+        Each is valid until the next is asked for. Sides that are to be multiplied cut the parameters for the
+        same n, the number of examples on the larger side (default: this one).
         """
         factor = site_factor(self.factors[k])
         if factor is None:
             yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
             return
         d = sum(len(piece) for piece in pieces)
-        step = _outputs_at_once(factor, d * self.n)
+        step = _outputs_at_once(factor, d * (n or self.n))
         for start in range(0, factor.outputs, step):
             at = slice(start, min(start + step, factor.outputs))
             shape = (d, self.n, factor.groups * (at.stop - at.start) * factor.columns)
@@ -92,7 +93,7 @@ class Side:
 
 def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
     """outs[k][i, j] += Σ_d ⟨∂(v_id·f_i), ∂(v_jd·f_j)⟩ for each claim k; several may share a tensor (n, m)."""
-    same = right is left
+    same, n = right is left, max(left.n, right.n)
     pairs = list(zip(left.factors, right.factors, strict=True))
     ways = [paired_way(uses, others, left.d, same=same) for uses, others in pairs]
     mine: list[list[Tensor]] = [[] for _ in ways]
@@ -102,8 +103,8 @@ def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
         if ways[k] == "by sites":
             add_paired_by_sites(outs[k], *_sites(pairs[k]), mine[k], theirs[k])
         else:
-            columns = repeat(None) if same else right.rows(k, theirs[k])
-            for one, two in zip(left.rows(k, mine[k]), columns, strict=False):
+            columns = repeat(None) if same else right.rows(k, theirs[k], n)
+            for one, two in zip(left.rows(k, mine[k], n), columns, strict=False):
                 for row, column in zip(one, one if two is None else two, strict=True):
                     outs[k].addmm_(row, column.T)
         mine[k].clear()
@@ -132,33 +133,33 @@ def _enough(way: Way, pieces: list[Tensor]) -> bool:
 def add_crossed(left: Side, right: Side, outs: list[Tensor]) -> None:
     """outs[k][(d, i), (e, j)] += ⟨∂(v_id·f_i), ∂(v_je·f_j)⟩ for each claim k, (D·n, E·m).
 
-    If the sides are the same, only the upper triangle is promised.
+    If the sides are the same, only the blocks above the diagonal (`block_rows`) are right.
     """
-    same = right is left
+    same, n, block = right is left, max(left.n, right.n), block_rows(left.d, left.n)
     pairs = list(zip(left.factors, right.factors, strict=True))
     ways = [crossed_way(uses, others, left.d, right.d, same=same) for uses, others in pairs]
-    mine = _gathered(left, ways)
-    theirs = mine if same else _gathered(right, ways)
+    mine = _gathered(left, ways, n)
+    theirs = mine if same else _gathered(right, ways, n)
     for k, way in enumerate(ways):
         if way == "by sites":
             add_crossed_by_sites(outs[k], *_sites(pairs[k]), mine[k], theirs[k])
         elif way == "forming later":
-            columns = repeat(None) if same else right.rows(k, theirs[k])
-            for one, two in zip(left.rows(k, mine[k]), columns, strict=False):
-                add_gram(outs[k], one.flatten(0, 1), None if two is None else two.flatten(0, 1))
+            columns = repeat(None) if same else right.rows(k, theirs[k], n)
+            for one, two in zip(left.rows(k, mine[k], n), columns, strict=False):
+                add_gram(outs[k], one.flatten(0, 1), None if two is None else two.flatten(0, 1), block=block)
         else:
-            two = None if same else torch.cat(theirs[k]).flatten(0, 1)
-            add_gram(outs[k], torch.cat(mine[k]).flatten(0, 1), two)
+            columns_at_once = None if same else torch.cat(theirs[k]).flatten(0, 1)
+            add_gram(outs[k], torch.cat(mine[k]).flatten(0, 1), columns_at_once, block=block)
         mine[k] = theirs[k] = []
 
 
-def _gathered(side: Side, ways: list[Way]) -> list[list[Tensor]]:
+def _gathered(side: Side, ways: list[Way], n: int) -> list[list[Tensor]]:
     """What is kept of every claim in all directions: gradients (D', n, P) if formed at once, else B."""
     kept: list[list[Tensor]] = [[] for _ in ways]
     waiting: list[list[Tensor]] = [[] for _ in ways]
 
     def form(k: int) -> None:
-        kept[k].append(torch.cat(list(side.rows(k, waiting[k])), 2))  # a copy, as rows may be short-lived
+        kept[k].append(torch.cat([rows.clone() for rows in side.rows(k, waiting[k], n)], 2))
         waiting[k].clear()
 
     for b in side.backward(side.at_once):

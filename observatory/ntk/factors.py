@@ -76,10 +76,18 @@ class SiteFactors(Factors):
         """U from the call's input."""
 
     @cached_property
+    def unbiased(self) -> Tensor:
+        """U, (N, groups, sites, inputs), without the one for the bias."""
+        if self.weighted:
+            return self._patches()
+        return torch.ones(()).to(self.call.input).expand(self.n, self.groups, self.sites, 0)
+
+    @cached_property
     def patches(self) -> Tensor:
         """U, (N, groups, sites, columns): the inputs, and one for the bias."""
-        u = self._patches() if self.weighted else self.call.input.new_ones(self.n, self.groups, self.sites, 0)
-        return functional.pad(u, (0, 1), value=1.0) if self.biased else u
+        patches = functional.pad(self.unbiased, (0, 1), value=1.0) if self.biased else self.unbiased
+        self.__dict__.pop("unbiased")  # one of them is enough to keep
+        return patches
 
     @property
     def columns(self) -> int:
@@ -88,12 +96,14 @@ class SiteFactors(Factors):
 
     def overlaps(self, other: SiteFactors, i: slice, j: slice) -> Tensor:
         """U_i[s] · U_j[t] of these examples with those of the same layer elsewhere, (groups, i·s, j·t)."""
-        one, two = (f.patches[at].transpose(0, 1).flatten(1, 2) for f, at in ((self, i), (other, j)))
-        return one @ two.mT
+        one, two = (f.unbiased[at].transpose(0, 1).flatten(1, 2) for f, at in ((self, i), (other, j)))
+        product = one @ two.mT
+        return product.add_(1) if self.biased else product
 
     def overlaps_within(self) -> Tensor:
         """U_i[s] · U_i[t], (N, groups, s, t)."""
-        return self.patches @ self.patches.mT
+        product = self.unbiased @ self.unbiased.mT
+        return product.add_(1) if self.biased else product
 
     def gradients(self, b: Sequence[Tensor], at: slice = slice(None), out: Tensor | None = None) -> Tensor:
         """G of some outputs of each group, (D, N, groups·outputs·columns).

@@ -8,29 +8,35 @@ from math import prod
 from torch import Tensor
 
 TILE_NUMBERS = 2**22  # in one temporary matrix: larger ones cost page faults on a CPU
-BLOCKED_ROWS = 128  # fewer are not worth several calls
+BLOCKED_ROWS = 128  # of a symmetric matrix; fewer are not worth several calls
 
 
-def add_gram(out: Tensor, rows: Tensor, columns: Tensor | None = None) -> None:
-    """out += rows columnsᵀ; without `columns` rows rowsᵀ, of which the upper triangle only is promised.
+def add_gram(out: Tensor, rows: Tensor, columns: Tensor | None = None, *, block: int = 0) -> None:
+    """out += rows columnsᵀ; without `columns` rows rowsᵀ, of which the blocks above the diagonal are enough.
 
     Args:
         out: (n, m), changed in place.
         rows: (n, P).
         columns: (m, P).
+        block: rows of a block; 0 for all.
     """
     if columns is not None:
         out.addmm_(rows, columns.T)
         return
-    step = -(-len(rows) // 4) if len(rows) >= BLOCKED_ROWS else len(rows)  # 10 of 16 blocks
-    for k in range(0, len(rows), step):
-        out[k : k + step, k:].addmm_(rows[k : k + step], rows[k:].T)
+    block = block or len(rows)
+    for k in range(0, len(rows), block):
+        out[k : k + block, k:].addmm_(rows[k : k + block], rows[k:].T)
 
 
-def mirror(out: Tensor) -> None:
-    """Copy the upper triangle of a square matrix to the lower one, in place."""
-    out.triu_()
-    out += out.triu(1).mT
+def block_rows(d: int, n: int) -> int:
+    """Rows of a block of a symmetric matrix (D·n, D·n): whole directions, a quarter of them or all."""
+    return -(-d // 4) * n if d * n >= BLOCKED_ROWS else d * n  # of 16 blocks 10 are computed
+
+
+def mirror(out: Tensor, block: int) -> None:
+    """Copy the blocks above the diagonal of a square matrix to below it, in place."""
+    for k in range(0, len(out), block):
+        out[k + block :, k : k + block] = out[k : k + block, k + block :].T
 
 
 def tiles(n: int, m: int, size: int, *, symmetric: bool) -> Iterator[tuple[slice, slice]]:

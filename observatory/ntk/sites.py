@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from observatory.ntk.factors import SiteFactors
-from observatory.ntk.grams import TILE_NUMBERS, Scratch, tiles
+from observatory.ntk.grams import TILE_NUMBERS, Scratch, block_rows, tiles
 
 
 def add_paired_by_sites(
@@ -42,7 +42,7 @@ def add_crossed_by_sites(
     """All pairs of directions: out[(d, i), (e, j)] += Σ_st (U_i[s]·U_j[t]) (B_di[s]·C_ej[t]).
 
     Args:
-        out: (D·n, E·m), changed in place; if `c` is `b`, the upper triangle only is promised.
+        out: (D·n, E·m), changed in place; if `c` is `b`, only the blocks above the diagonal.
         factor, other, b, c: as for `add_paired_by_sites`.
     """
     n, m, s, o, same = factor.n, other.n, factor.sites, factor.outputs, b is c
@@ -76,7 +76,7 @@ def _add_crossed_vectors(
     one = _arranged(b, (2, 0, 1, 3, 4), 1).squeeze(3)  # (g, D, n, o)
     two = one if same else _arranged(c, (2, 0, 1, 3, 4), 1).squeeze(3)
     d, e = one.shape[1], two.shape[1]
-    step = -(-d // 4) if same else d  # of a symmetric matrix 10 of 16 blocks
+    step = block_rows(d, n) // n if same else d
     for g, overlaps in enumerate(factor.overlaps(other, slice(0, n), slice(0, m))):
         for k in range(0, d, step):
             first = k if same else 0
