@@ -44,5 +44,14 @@ slow: $(VENV)/.ready
 bench: $(VENV)/.ready
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+# On a CUDA machine whose own Python has torch and lightning; nothing is installed there.
+GPU_PYTHON ?= python3
+gpu:
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/observatory
+	@ln -s $(CURDIR)/observatory/* $(TYPES)/observatory/
+	@ln -s $(CURDIR)/callbacks $(CURDIR)/experiments $(TYPES)/observatory/
+	PYTHONPATH=$(TYPES) timeout 480 $(GPU_PYTHON) -m pytest -p no:cacheprovider -k cuda -m "slow or not slow"
+	PYTHONPATH=$(TYPES):benchmarks timeout 480 $(GPU_PYTHON) benchmarks/ntk.py --device cuda
+
 clean:
 	rm -rf $(VENV) $(TYPES) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
