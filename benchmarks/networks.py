@@ -31,7 +31,9 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(fan_out, fan_out, 3, 1, 1, bias=False)
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or fan_in != fan_out:
-            self.skip = nn.Sequential(nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out))
+            self.skip = nn.Sequential(
+                nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
@@ -69,7 +71,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A small GPT: `depth` blocks, learned positions, tied embedding; logits of the token after the last."""
 
-    def __init__(self, vocabulary: int = 32, length: int = 32, width: int = 64, depth: int = 2, heads: int = 4) -> None:
+    def __init__(
+        self, vocabulary: int = 32, length: int = 32, width: int = 64, depth: int = 2, heads: int = 4
+    ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
