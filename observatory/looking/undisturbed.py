@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -11,15 +11,22 @@ from observatory.looking.probe import forked_streams
 
 
 @contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast and TF32 off, and afterwards every random stream and switch as it was before."""
+def undisturbed(device: torch.device, *, streams: bool = True) -> Iterator[None]:
+    """Gradients on, autocast and TF32 off, and afterwards every random stream and switch as it was before.
+
+    Args:
+        device: that of the model.
+        streams: fork the random streams; False for what draws nothing and has to be done in microseconds.
+    """
     cuda = device.type == "cuda"
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with (
-        forked_streams([device.index or 0] if cuda else []),
+        forked_streams([device.index or 0] if cuda else []) if streams else nullcontext(),
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
+        torch.autocast(device.type, enabled=False)
+        if torch.is_autocast_enabled(device.type)
+        else nullcontext(),
     ):
         if not cuda:
             yield

@@ -121,7 +121,11 @@ class Instrument:
         return False
 
     def sample(self, look: Look) -> Mapping[str, Tensor] | None:
-        """What to keep of this step; mostly None, with the sample kept by the instrument until `conclude`."""
+        """What to keep of this step; mostly None, with the sample kept by the instrument until `conclude`.
+
+        It happens after every update, so it must be cheap, and it may not draw from the global random
+        streams, which are forked for `observe` and `conclude` only.
+        """
         raise NotImplementedError
 
     def conclude(self, history: History) -> Mapping[str, Tensor]:

@@ -134,7 +134,7 @@ class Observer:
             if station.off:
                 continue
             if station.instrument.samples_at(step, epoch):
-                station.sample(self._maker(step, epoch), step, self._device)
+                station.sample(self._maker(step, epoch, afresh=False), step, self._device)
             elif station.sampling:
                 self._conclude(station, step, epoch)
             if step >= station.next and station.due(step, *self._pace(station, step)):
@@ -197,14 +197,15 @@ class Observer:
                 station.next = -1  # look as soon as there are enough examples
         return station.probe is not None and not station.off
 
-    def _maker(self, step: int, epoch: int) -> Callable[[Station], Look]:
+    def _maker(self, step: int, epoch: int, *, afresh: bool = True) -> Callable[[Station], Look]:
         live = self._live
         assert live is not None  # set in `start`
+        function = live.function if afresh else live.same_function
 
         def make(station: Station) -> Look:
             one = station.instrument
             return Look(
-                model=live.function(forward=one.forward, output=one.output, select=one.select),
+                model=function(forward=one.forward, output=one.output, select=one.select),
                 probe=station.probe if station.probe is not None else Probe(()),
                 step=step,
                 epoch=epoch,
@@ -218,7 +219,7 @@ class Observer:
     @property
     def _device(self) -> torch.device:
         assert self._live is not None  # set in `start`
-        return next(self._live.module.parameters()).device
+        return self._live.device
 
     def _pace(self, station: Station, step: int) -> tuple[float, float | None]:
         """Seconds per step so far, and seconds of training whose earnings may be spent by now."""

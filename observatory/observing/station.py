@@ -110,7 +110,9 @@ class Station:
         """Sample this step."""
         self.sampling = True
         started = time.perf_counter()
-        self._write(step, self._guarded(lambda: self.instrument.sample(make(self)) or {}, device))
+        self._write(
+            step, self._guarded(lambda: self.instrument.sample(make(self)) or {}, device, streams=False)
+        )
         self.budget.charge_other(time.perf_counter() - started)
 
     def conclude(
@@ -131,12 +133,14 @@ class Station:
         self._note({"event": "conclusion", "step": step, "seconds": seconds})
         return values
 
-    def _guarded(self, act: Callable[[], Mapping[str, Tensor]], device: torch.device) -> Mapping[str, Tensor]:
+    def _guarded(
+        self, act: Callable[[], Mapping[str, Tensor]], device: torch.device, *, streams: bool = True
+    ) -> Mapping[str, Tensor]:
         """Whatever goes wrong inside an instrument switches it off, once, on all ranks, and nothing else."""
         failure: Exception | None = None
         values: Mapping[str, Tensor] = {}
         try:
-            with undisturbed(device):
+            with undisturbed(device, streams=streams):
                 values = {key: value.detach() for key, value in act().items()}
         except Exception as error:  # the training run belongs to somebody else
             failure = error
