@@ -5,5 +5,6 @@ if __name__ == "callbacks":  # a second copy of every class would make isinstanc
 
 from observatory.callbacks.collective_variables import CollectiveVariables
 from observatory.callbacks.observatory import Observatory
+from observatory.callbacks.weight_fluctuations import WeightFluctuations
 
-__all__ = ["CollectiveVariables", "Observatory"]
+__all__ = ["CollectiveVariables", "Observatory", "WeightFluctuations"]
