@@ -75,7 +75,8 @@ class WeightFluctuations(ObservingCallback):
         self.fluctuations = instrument.WeightFluctuations(
             window=window, unit=unit, every=every, length=length, rest=rest, directions=directions,
             basis=basis, storage=storage, memory=memory, precision=precision, keep_on=keep_on,
-            batch_size=batch_size, samples=samples, sampling=sampling, first=first, last=last, seed=seed, **looking,
+            batch_size=batch_size, samples=samples, sampling=sampling, first=first, last=last, seed=seed,
+            **looking,
         )  # fmt: skip
         super().__init__([self.fluctuations], **watching)
 
