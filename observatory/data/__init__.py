@@ -2,7 +2,7 @@
 
 from observatory.data.digits import Digits
 from observatory.data.files import MissingData, data_root
-from observatory.data.images import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST
+from observatory.data.images import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST, HandwrittenDigits
 from observatory.data.loading import EpochSampler, ResumableLoader, evaluation_loader, training_loader
 from observatory.data.recordings import TrajectorySet, read_trajectories
 from observatory.data.stacked import StackedData, StackedTensors
@@ -20,6 +20,7 @@ __all__ = [
     "Digits",
     "EpochSampler",
     "FashionMNIST",
+    "HandwrittenDigits",
     "MissingData",
     "ResumableLoader",
     "Splits",

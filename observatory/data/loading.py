@@ -27,19 +27,28 @@ class EpochSampler(DistributedSampler):
     Args:
         dataset: anything with a length.
         shuffle: a random permutation in each epoch; otherwise the order of the data set.
+        replacement: each index of a shuffled epoch is drawn independently of the others, with replacement.
         seed: of the permutations.
     """
 
-    def __init__(self, dataset: Sized, *, shuffle: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Sized, *, shuffle: bool = True, replacement: bool = False, seed: int = 0
+    ) -> None:
         ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         super().__init__(cast(Dataset, dataset), ranks, rank, shuffle=shuffle, seed=seed)
+        self.replacement = replacement
         self.offset = 0  # indices of this rank to leave out at the beginning
 
     def order(self) -> Tensor:
         """The indices of this epoch and rank from `offset` on, int64."""
         n = len(cast(Sized, self.dataset))
         if self.shuffle:
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(_stream(self.seed, self.epoch)))
+            generator = torch.Generator().manual_seed(_stream(self.seed, self.epoch))
+            order = (
+                torch.randint(n, (n,), generator=generator)
+                if self.replacement
+                else torch.randperm(n, generator=generator)
+            )
         else:
             order = torch.arange(n)
         own = order[torch.arange(self.rank, self.total_size, self.num_replicas) % max(n, 1)]
@@ -92,7 +101,13 @@ class ResumableLoader(DataLoader):
 
 
 def training_loader(
-    dataset: Dataset, batch_size: int, *, seed: int = 0, shuffle: bool = True, num_workers: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+    replacement: bool = False,
+    num_workers: int = 0,
 ) -> ResumableLoader:
     """Batches in an order that is a function of (seed, epoch), resumable at every batch.
 
@@ -105,7 +120,7 @@ def training_loader(
     return ResumableLoader(
         dataset,
         batch_size,
-        sampler=EpochSampler(cast(Sized, dataset), shuffle=shuffle, seed=seed),
+        sampler=EpochSampler(cast(Sized, dataset), shuffle=shuffle, replacement=replacement, seed=seed),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),

@@ -61,6 +61,7 @@ class TensorData(LightningDataModule):
         subset: number of training examples to keep, with the class shares of all; default all.
         shuffle_labels: share of the training targets that are permuted among themselves, 0 to 1 (Zhang et
             al. 2017, arXiv:1611.03530); validation and test stay true.
+        replacement: draw the examples of an epoch with replacement instead of reshuffling them.
         seed: of the order of the examples in each epoch.
         split_seed: of the split, the subset and the permuted labels.
         num_workers: processes that prepare batches; 0 is fastest for data in memory.
@@ -71,6 +72,7 @@ class TensorData(LightningDataModule):
         batch_size: int = 64,
         subset: int | None = None,
         shuffle_labels: float = 0.0,
+        replacement: bool = False,
         seed: int = 0,
         split_seed: int = 0,
         num_workers: int = 0,
@@ -82,7 +84,7 @@ class TensorData(LightningDataModule):
             raise ValueError(f"shuffle_labels is a share between 0 and 1, got {shuffle_labels}")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.subset, self.shuffle_labels = subset, shuffle_labels
-        self.seed, self.split_seed = seed, split_seed
+        self.replacement, self.seed, self.split_seed = replacement, seed, split_seed
         self._data: Splits | None = None
 
     def splits(self) -> Splits:
@@ -110,7 +112,7 @@ class TensorData(LightningDataModule):
 
     def _contents(self) -> dict[str, object]:
         """The settings on which the tensors depend."""
-        order = ("seed", "batch_size", "num_workers", "trainer")
+        order = ("seed", "replacement", "batch_size", "num_workers", "trainer")
         return {key: v for key, v in vars(self).items() if key not in order and not key.startswith("_")}
 
     def _chosen(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +136,11 @@ class TensorData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         return training_loader(
-            self.dataset("train"), self.batch_size, seed=self.seed, num_workers=self.num_workers
+            self.dataset("train"),
+            self.batch_size,
+            seed=self.seed,
+            replacement=self.replacement,
+            num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader:

@@ -65,7 +65,7 @@ def batch_sampling(loader: DataLoader) -> tuple[int, int, Sampling]:
         raise ValueError(
             f"{type(sampler).__name__} does not say how it draws: give batch_size=, samples= and sampling="
         )
-    replaced = isinstance(sampler, RandomSampler) and sampler.replacement
+    replaced = bool(getattr(sampler, "replacement", False))
     ranks = sampler.num_replicas if isinstance(sampler, DistributedSampler) else 1
     how: Sampling = "with replacement" if replaced else "without replacement"
     return loader.batch_size * ranks, len(loader.dataset), how  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from observatory.data import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST, MissingData
+from observatory.data import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST, HandwrittenDigits, MissingData
 from observatory.data.files import data_root, read_idx
 
 
@@ -137,3 +137,16 @@ def test_published_pixels_have_the_published_moments(data_root: Path) -> None:
         tolerance = 1e-4 if count == 60_000 else 0.02
         assert x.double().mean((0, 2, 3)).abs().max() < tolerance
         assert (x.double().std((0, 2, 3)) - 1).abs().max() < tolerance
+
+
+def test_digits_stand_in_for_mnist_where_its_files_are_not(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_mnist(tmp_path / "there/mnist", pixels, compress=True)
+    there = HandwrittenDigits(root=tmp_path / "there", flat=True)
+    assert torch.equal(
+        there.dataset("train").tensors[0],
+        MNIST(root=tmp_path / "there", flat=True).dataset("train").tensors[0],
+    )
+    x, y = HandwrittenDigits(root=tmp_path, flat=True, validation=0).dataset("train").tensors
+    assert x.shape == (1438, 784) and sorted(y.bincount().tolist())[0] >= 139
+    ink = x * 0.30811 + 0.13066  # brightness between 0 and 1 again
+    assert ink.min() >= 0 and ink.max() <= 1 + 1e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -28,6 +29,13 @@ def test_each_epoch_visits_every_example_once_in_its_own_order() -> None:
         assert sorted(orders[-1]) == list(range(50))
         assert list(sampler) == orders[-1]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+def test_an_epoch_with_replacement_misses_one_example_in_e() -> None:
+    sampler = EpochSampler(range(20000), replacement=True, seed=3)
+    seen = len(set(sampler))
+    assert len(list(sampler)) == 20000
+    assert seen / 20000 == pytest.approx(1 - 1 / math.e, abs=4 * 0.0035)  # four deviations, of 0.49/√N each
 
 
 def test_neighbouring_seeds_share_no_epoch() -> None:
