@@ -54,6 +54,7 @@ def relation_panel(values: Values) -> Panel:
         outside = shown & ~fitted
         axis.scatter(x[outside], variance[outside], s=60, facecolors="none", edgecolors="0.5")
         axis.set(xscale="log", yscale="log", xlabel=label)
+        _label_sparsely(axis.xaxis)
     left.set_ylabel("variance σ²")
     exponent = float(values["exponent"])
     if fitted.sum() >= 3 and np.isfinite(exponent):
@@ -68,6 +69,17 @@ def relation_panel(values: Values) -> Panel:
         )
     figure.colorbar(points, ax=[left, right], label="rank")
     return Panel("Variance against flatness and curvature", figure, _relation_caption(values))
+
+
+def _label_sparsely(axis: Any) -> None:
+    """Labels that do not touch: 1, 2 and 5 within two decades, powers of ten beyond."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _relation_caption(values: Values) -> str:
