@@ -3,6 +3,7 @@
 from observatory.data.digits import Digits
 from observatory.data.files import MissingData, data_root
 from observatory.data.images import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST, HandwrittenDigits
+from observatory.data.linear import LinearTask
 from observatory.data.loading import EpochSampler, ResumableLoader, evaluation_loader, training_loader
 from observatory.data.recordings import TrajectorySet, read_trajectories
 from observatory.data.stacked import StackedData, StackedTensors
@@ -21,6 +22,7 @@ __all__ = [
     "EpochSampler",
     "FashionMNIST",
     "HandwrittenDigits",
+    "LinearTask",
     "MissingData",
     "ResumableLoader",
     "Splits",

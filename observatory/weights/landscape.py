@@ -23,6 +23,7 @@ from observatory.numerics.curvature import (
     ravel,
     unravel,
 )
+from observatory.numerics.elementary import ElementaryLosses
 from observatory.weights.lines import StraightLine
 
 Batches = Iterable[tuple[Any, Any]]
@@ -57,7 +58,7 @@ class Landscape:
         function = ModelFunction.of(model)
         single = {name: _single(p) for name, p in function.parameters.items()}
         self.function = replace(function, parameters=single)
-        self.loss = loss or likelihood_loss
+        self.loss = _elementary(loss or likelihood_loss)
         theta = self.function.theta
         self.theta = theta if center is None else unravel(center.to(ravel(theta)), theta)
         self.batches = [_moved(batch, self.function.device) for batch in _batches(data, batch_size)]
@@ -195,6 +196,14 @@ class Landscape:
         # the activations of a few points stay in the cache of a CPU (best of 1 to 40 for layers 50 to
         # 1000 wide)
         return min(fitting, POINTS_ON_CPU) if self.function.device.type == "cpu" else fitting
+
+
+def _elementary(loss: Loss) -> Loss:
+    def evaluated(output: Tensor, targets: Tensor) -> Tensor:
+        with ElementaryLosses():
+            return loss(output, targets)
+
+    return evaluated
 
 
 def _single(tensor: Tensor) -> Tensor:

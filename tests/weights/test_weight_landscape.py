@@ -260,3 +260,17 @@ def test_coefficients_are_those_of_plain_sgd_only():
     for other in (torch.optim.Adam(weights), torch.optim.SGD(weights, lr=0.1, momentum=0.9, nesterov=True)):
         with pytest.raises(ValueError, match="hold for SGD without"):
             sgd_coefficients(other.param_groups[0], other)
+
+
+def test_landscape_of_torchs_own_mean_squared_error(generator):
+    x, y = torch.randn(30, 4, generator=generator), torch.randn(30, 1, generator=generator)
+    net = nn.Linear(4, 1, bias=False)
+    own = Landscape(ModelFunction.of(net), (x, y), loss=nn.MSELoss())
+    half = Landscape(ModelFunction.of(net), (x, y))  # the likelihood's own: half the square
+    directions, distances = torch.eye(4), torch.tensor([[-1.0, 2.0]]).expand(4, 2)
+    for seen, expected in zip(
+        (*own.line_derivatives(directions), own.along(directions, distances)),
+        (*half.line_derivatives(directions), half.along(directions, distances)),
+        strict=True,
+    ):
+        torch.testing.assert_close(seen, 2 * expected, rtol=1e-5, atol=1e-6)
