@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 
 from observatory.looking.model import Forward, ModelFunction, Output
-from observatory.looking.ranks import broadcast_tensor, world_size
+from observatory.looking.ranks import all_here, broadcast_tensor, world_size
 from observatory.looking.twin import unwrapped, weightless_twin
 
 
@@ -32,7 +34,9 @@ class LiveModel:
         self._kept: dict[tuple[Any, ...], tuple[list[Any], ModelFunction]] = {}
 
     def prepare(self) -> None:
-        """Build the twin now, before a strategy shards the module; a module without parameters yet waits."""
+        """Build the twin now; it waits while the module has no parameters, or lazy ones."""
+        if not self.ready:
+            return
         signature = tuple((name, p.shape) for name, p in self.module.named_parameters())
         if signature and (self._twin is None or signature != self._signature):
             self._twin, self._signature = weightless_twin(self.module), signature
@@ -47,7 +51,9 @@ class LiveModel:
         """
         self.prepare()
         if self._twin is None:
-            raise ValueError(f"{type(self.module).__name__} has no parameters: there is nothing to look at")
+            what = "has lazy parameters: run one batch through it" if not self.ready else "has no parameters"
+            raise ValueError(f"{type(self.module).__name__} {what}; there is nothing to look at")
+        all_here()
         self._parameters = list(self.module.named_parameters())
         function = ModelFunction.of(
             ModelFunction(
@@ -77,6 +83,11 @@ class LiveModel:
         return self.function(forward=forward, output=output, select=select)
 
     @property
+    def ready(self) -> bool:
+        """Whether every lazy parameter has its shape by now."""
+        return not any(is_lazy(p) for p in self.module.parameters())
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return (self._parameters[0][1] if self._parameters else next(self.module.parameters())).device
@@ -95,14 +106,39 @@ class LiveModel:
         else:
             self._kept.pop(key, None)
 
-    def gradients(self) -> dict[str, Tensor]:
-        """References to `.grad` by parameter name, where there is one; of the last function's parameters."""
-        return {name: p.grad for name, p in self._parameters if p.grad is not None}
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the floating parameters as they are looked at; None if there are several."""
+        seen = {torch.promote_types(p.dtype, torch.float32) for p in self.module.parameters()}
+        return seen.pop() if len(seen) == 1 else None
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """References to `.grad` by parameter name, where there is one; of the last function's parameters.
+
+        Shards are gathered when a gradient is read, which every rank then has to do.
+        """
+        found = {name: p.grad for name, p in self._parameters if p.grad is not None}
+        return _Gathered(found) if any(isinstance(g, DTensor) for g in found.values()) else found
 
     @staticmethod
     def _shared(buffer: Tensor) -> Tensor:
         visible = _visible(buffer)
         return broadcast_tensor(visible) if world_size() > 1 else visible
+
+
+class _Gathered(Mapping[str, Tensor]):
+    def __init__(self, shards: dict[str, Tensor]) -> None:
+        self._shards = shards
+
+    def __getitem__(self, name: str) -> Tensor:
+        shard = self._shards[name].detach()
+        return shard.full_tensor() if isinstance(shard, DTensor) else shard
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
 
 
 def _visible(tensor: Tensor) -> Tensor:

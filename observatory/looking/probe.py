@@ -61,11 +61,10 @@ class Probe:
     def __len__(self) -> int:
         return int(_first(self.inputs).shape[0])
 
-    def to(self, device: torch.device) -> Probe:
-        """The same probe on `device`, with half-precision numbers raised to float32."""
-        return replace(
-            self, inputs=tree_map(_moved(device), self.inputs), targets=tree_map(_moved(device), self.targets)
-        )
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Probe:
+        """The same probe on `device`, floating numbers in `dtype` (default: half raised to float32)."""
+        move = _moved(device, dtype)
+        return replace(self, inputs=tree_map(move, self.inputs), targets=tree_map(move, self.targets))
 
     def digest(self) -> str:
         """SHA-256 over dtypes, shapes and bytes: equal probes have equal digests."""
@@ -111,12 +110,13 @@ def _first(tree: Any) -> Tensor:
     )
 
 
-def _moved(device: torch.device) -> Callable[[Any], Any]:
+def _moved(device: torch.device, dtype: torch.dtype | None) -> Callable[[Any], Any]:
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         half = leaf.dtype in (torch.bfloat16, torch.float16)
-        return leaf.detach().to(device=device, dtype=torch.float32 if half else leaf.dtype)
+        wanted = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
+        return leaf.detach().to(device=device, dtype=torch.float32 if half and dtype is None else wanted)
 
     return move
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 
@@ -18,10 +21,12 @@ def weightless_twin(module: nn.Module) -> nn.Module:
     tensors through `torch.func.functional_call`. Tied parameters stay tied. Hooks that the user put on the
     module are copied with it and run in the twin. State kept in plain attributes (a Python counter, an
     unregistered tensor) is a copy from the time of building; attributes that cannot be copied (a lock, a
-    generator) are shared. A LightningModule's reference to its Trainer is left out.
+    generator) are shared. A LightningModule's reference to its Trainer is left out, and so are the hooks with
+    which PyTorch moves shards about: the twin of a sharded module is that of the module before.
 
     Args:
-        module: any module, also one wrapped by `torch.compile` or compiled in place.
+        module: any module, also one wrapped (see `unwrapped`), compiled in place, or sharded by
+            `fully_shard` or `parallelize_module`.
 
     Raises:
         ValueError: if a parameter is lazy and not yet initialised.
@@ -46,25 +51,48 @@ def weightless_twin(module: nn.Module) -> nn.Module:
     for submodule in module.modules():
         _leave_behind(submodule, memo)
     try:
-        twin = copy.deepcopy(module, dict(memo))
+        twin = _copied(module, dict(memo))
     except Exception:  # some plain attribute: which one is only known by trying each
         for submodule in module.modules():
             _share_uncopyable(submodule, memo)
-        twin = copy.deepcopy(module, memo)
+        twin = _copied(module, memo)
     return twin.eval()
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """`copy.deepcopy`; `fully_shard` forbids it by giving a module another class, which the copy has not."""
+    sharded = [submodule for submodule in module.modules() if isinstance(submodule, FSDPModule)]
+    for submodule in sharded:
+        _, _, original = type(submodule).__mro__[:3]  # FSDPLinear, FSDPModule, Linear
+        memo[id(submodule)] = object.__new__(original)
+    for submodule in sharded:
+        memo[id(submodule)].__dict__.update(copy.deepcopy(submodule.__dict__, memo))
+    twin: nn.Module = copy.deepcopy(module, memo)
+    return twin
 
 
 def _leave_behind(module: nn.Module, memo: dict[int, Any]) -> None:
     """What belongs to the training loop, or to one forward pass, and not to the module's code."""
-    for name in ("_trainer", "_fabric", "_compiled_call_impl"):
-        if module.__dict__.get(name) is not None:
-            memo[id(module.__dict__[name])] = None
+    for name, value in module.__dict__.items():
+        if name in ("_trainer", "_fabric", "_compiled_call_impl") and value is not None:
+            memo[id(value)] = None
+        if name.endswith("_hooks") and isinstance(value, dict):
+            memo |= {id(hook): _does_nothing for hook in value.values() if _moves_shards(hook)}
     for parameter in module._parameters.values():
         if parameter is not None and parameter.grad is not None:
             memo[id(parameter.grad)] = None
     for value in module.__dict__.values():
         if isinstance(value, Tensor) and value.grad_fn is not None:  # deepcopy takes leaves only
             memo[id(value)] = value.detach().clone()
+
+
+def _moves_shards(hook: Any) -> bool:
+    function = hook.func if isinstance(hook, functools.partial) else hook
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed")
+
+
+def _does_nothing(*_: Any, **__: Any) -> None:
+    """In place of a hook that belongs to the strategy."""
 
 
 def _share_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
@@ -79,6 +107,21 @@ def _share_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile(module)`; any other module is returned as it is."""
-    inner = getattr(module, "_orig_mod", module)
-    return inner if isinstance(inner, nn.Module) else module
+    """The module inside `torch.compile(module)`, `DistributedDataParallel`, or Fabric's wrapper.
+
+    Any other module is returned as it is.
+
+    Raises:
+        ValueError: if a parameter is flattened by `FullyShardedDataParallel`, the older way to shard.
+    """
+    if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
+        raise ValueError(
+            "FullyShardedDataParallel (FSDP1) keeps no parameter in its own shape; "
+            "shard with torch.distributed.fsdp.fully_shard (Lightning: ModelParallelStrategy) instead"
+        )
+    inner: Any = getattr(module, "_orig_mod", None)  # torch.compile
+    if inner is None:
+        inner = module.__dict__.get("_modules", {}).get("_original_module")  # Fabric
+    if inner is None and isinstance(module, DistributedDataParallel | DataParallel):
+        inner = module.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module

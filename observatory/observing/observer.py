@@ -15,7 +15,7 @@ from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.live import LiveModel
 from observatory.looking.look import Look
 from observatory.looking.probe import Probe
-from observatory.looking.ranks import rank, warn
+from observatory.looking.ranks import rank, together, warn
 from observatory.observing.budget import Budget
 from observatory.observing.dashboard import Dashboard, scalars_of
 from observatory.observing.instrument import Instrument
@@ -67,13 +67,14 @@ class Observer:
         self._figures_due = 0
         self._figures_cost = 0.0
         self._dashboards: Sequence[Dashboard] = ()
+        self._model: nn.Module | None = None  # as it was given
         self._live: LiveModel | None = None
         self._on = False
 
     def prepare(self, model: nn.Module) -> None:
         """Make the twin, before a strategy wraps or shards the model. Optional."""
-        if self._live is None or self._live.module is not model:
-            self._live = LiveModel(model)
+        if self._live is None or self._model is not model:
+            self._live, self._model = LiveModel(model), model
         self._live.prepare()
 
     def start(
@@ -104,7 +105,7 @@ class Observer:
         """
         try:
             self.prepare(model)
-        except ValueError as error:
+        except Exception as error:  # a module that cannot be copied
             self._cannot_look(error)
             return
         self._source, self._optimizers = source, tuple(optimizers)
@@ -123,7 +124,7 @@ class Observer:
 
     def offer_batch(self, batch: Any) -> None:
         """A training batch passes by; only wanted while a probe waits for a stream."""
-        if self._on and any(s.probe is None and s.observes and not s.off for s in self.stations):
+        if self._on and any(s.waiting for s in self.stations):
             self._source.offer(batch)
 
     def after_step(self, step: int, epoch: int) -> None:
@@ -184,17 +185,22 @@ class Observer:
 
     def _probe_ready(self, station: Station) -> bool:
         """Find the station's probe; a stream may not have brought enough examples yet."""
-        if station.probe is None and not station.off:
+        live = self._live
+        assert live is not None  # set in `start`
+        if station.probe is None and not station.off and live.ready:
             try:
-                station.probe = self._source.find(station.instrument, self._device)
+                with together():
+                    station.probe = self._source.find(station.instrument, self._device, live.dtype)
             except Exception as error:  # the data set belongs to somebody else
                 if self.strict:
                     raise
                 station.fail(error)
             if station.probe is not None:
                 self.logbook.keep_probe(station)
-            else:
-                station.next = -1  # look as soon as there are enough examples
+                if not any(s.waiting for s in self.stations):
+                    self._source.forget()
+        if station.probe is None:
+            station.next = -1  # look as soon as there are enough examples, and no lazy parameter is left
         return station.probe is not None and not station.off
 
     def _maker(self, step: int, epoch: int, *, afresh: bool = True) -> Callable[[Station], Look]:
@@ -274,10 +280,10 @@ class Observer:
                 raise
             warn(f"nothing of this run is recorded, training goes on: {error}")
 
-    def _cannot_look(self, error: ValueError) -> None:
+    def _cannot_look(self, error: Exception) -> None:
         if self.strict:
             raise error
-        warn(f"the observatory does not watch this run: {error}")
+        warn(f"the observatory does not watch this run, training goes on: {error}")
 
     # State that a resumed run needs
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from observatory.looking.probe import Probe, Split, draw_probe, split_batch
 from observatory.looking.ranks import broadcast_object, rank
@@ -21,19 +21,17 @@ class ProbeSource:
 
     Args:
         loaders: returns the loader of a split, or None where there is none; not called before it is needed.
-        move: puts a batch where the model is (Lightning's `transfer_batch_to_device`, for example).
+        given: the examples for every instrument that has not been given its own.
     """
 
-    def __init__(
-        self, loaders: Callable[[Split], Any], move: Callable[[Any], Any] = lambda batch: batch
-    ) -> None:
+    def __init__(self, loaders: Callable[[Split], Any], given: Probe | None = None) -> None:
         self._loaders = loaders
-        self._move = move
+        self._given = given
         self._passed: list[Any] = []  # batches of a stream, kept until there are enough examples
         self._found: dict[Any, Probe] = {}  # equal requests share one probe
 
-    def find(self, instrument: Instrument, device: torch.device) -> Probe | None:
-        """The probe on `device`; None if it must be made of batches that have not passed by yet.
+    def find(self, instrument: Instrument, device: torch.device, dtype: torch.dtype | None) -> Probe | None:
+        """The probe on `device` in `dtype`; None if it must be made of batches that have not passed by yet.
 
         Every rank must call it: all see rank 0's examples.
 
@@ -41,8 +39,10 @@ class ProbeSource:
             ValueError: if there is no loader for the split asked for, or its data set is empty.
         """
         request = instrument.probe
+        if not isinstance(request, Probe) and self._given is not None:
+            request = self._given
         if isinstance(request, Probe):
-            return request.to(device)
+            return request.to(device, dtype)
         key = (request, instrument.inputs, instrument.targets)
         if key not in self._found:
             drawn = self._draw(instrument) if rank() == 0 else None
@@ -50,11 +50,16 @@ class ProbeSource:
             if drawn is None:
                 return None
             self._found[key] = drawn
-        return self._found[key].to(device)
+        return self._found[key].to(device, dtype)
 
     def offer(self, batch: Any) -> None:
-        """A training batch passes by; it is kept until the probes of streams are complete."""
-        self._passed.append(tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, batch))
+        """A training batch passes by; rank 0 keeps it until the probes of streams are complete."""
+        if rank() == 0:
+            self._passed.append(tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, batch))
+
+    def forget(self) -> None:
+        """Nobody waits for batches any more."""
+        self._passed.clear()
 
     def _draw(self, instrument: Instrument) -> Probe | None:
         request = instrument.probe
@@ -64,7 +69,8 @@ class ProbeSource:
             raise ValueError(
                 f"there is no {request.split} data loader to draw a probe from; give probe=Probe(x, y)"
             )
-        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        dataset = getattr(loader, "dataset", None)  # Fabric's loaders are none of torch's
+        if hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset):
             return draw_probe(loader, request, inputs=instrument.inputs, targets=instrument.targets)
         parts = [split_batch(b, inputs=instrument.inputs, targets=instrument.targets) for b in self._passed]
         if sum(len(part) for part in parts) < request.size:

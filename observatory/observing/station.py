@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from observatory.looking.look import Look
 from observatory.looking.probe import Probe
-from observatory.looking.ranks import any_rank, broadcast_object, rank, warn
+from observatory.looking.ranks import PeerFailed, broadcast_object, rank, together, warn
 from observatory.looking.undisturbed import undisturbed
 from observatory.observing.budget import Budget, Stopwatch
 from observatory.observing.instrument import History, Instrument
@@ -54,6 +55,11 @@ class Station:
         self.probe = None
         self.budget.begin()
         self._plan(step)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its probe has not been found yet."""
+        return self.probe is None and not self.off and (self.observes or self.concludes)
 
     def due(self, step: int, seconds_per_step: float, advance: float | None) -> bool:
         """Whether to look now. Postpones the look to a later step where the budget does not allow it now."""
@@ -137,26 +143,22 @@ class Station:
         self, act: Callable[[], Mapping[str, Tensor]], device: torch.device, *, streams: bool = True
     ) -> Mapping[str, Tensor]:
         """Whatever goes wrong inside an instrument switches it off, once, on all ranks, and nothing else."""
-        failure: Exception | None = None
-        values: Mapping[str, Tensor] = {}
         try:
-            with undisturbed(device, streams=streams):
-                values = {key: value.detach() for key, value in act().items()}
+            with together(), undisturbed(device, streams=streams):
+                return {key: value.detach() for key, value in act().items()}
         except Exception as error:  # the training run belongs to somebody else
-            failure = error
-        if failure is not None and self.strict:
-            raise failure
-        if any_rank(failure is not None):
-            self.fail(failure)
+            if self.strict:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the look
+            self.fail(error)
             return {}
-        return values
 
-    def fail(self, failure: Exception | None) -> None:
+    def fail(self, failure: Exception) -> None:
         """Switch the instrument off and say why, once."""
         if self.off:
             return
         self.off = True
-        why = "another rank failed" if failure is None else f"{type(failure).__name__}: {failure}"
+        why = str(failure) if isinstance(failure, PeerFailed) else f"{type(failure).__name__}: {failure}"
         if isinstance(failure, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         warn(f"instrument {self.instrument.name!r} is switched off, training goes on: {why}")
