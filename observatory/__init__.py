@@ -15,6 +15,8 @@ _WHERE = {
     "ProbeRequest": "observatory.looking",
     "weightless_twin": "observatory.looking",
     "Instrument": "observatory.observing",
+    "replay": "observatory.observing",
+    "watch": "observatory.observing",
     "open_run": "observatory.records",
     "open_runs": "observatory.records",
     "write_report": "observatory.report",
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from observatory.looking import ProbeRequest as ProbeRequest
     from observatory.looking import weightless_twin as weightless_twin
     from observatory.observing import Instrument as Instrument
+    from observatory.observing import replay as replay
+    from observatory.observing import watch as watch
     from observatory.records import open_run as open_run
     from observatory.records import open_runs as open_runs
     from observatory.report import write_report as write_report
