@@ -12,8 +12,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import CombinedLoader
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
@@ -147,7 +145,7 @@ def record_directory(trainer: Trainer) -> Path:
             _without_logger[trainer] = root / f"run_{max(numbers, default=-1) + 1}"
         return Path(trainer.strategy.broadcast(str(_without_logger[trainer])))
     logger = trainer.loggers[0]
-    if isinstance(logger, TensorBoardLogger | CSVLogger):
+    if _is(logger, "TensorBoardLogger") or _is(logger, "CSVLogger"):
         folder = str(logger.log_dir)
     else:  # as ModelCheckpoint does: such a logger's save_dir is shared by all of its runs
         folder = os.path.join(
@@ -156,23 +154,35 @@ def record_directory(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(folder)) / "observatory"
 
 
-def _dashboard(logger: Logger) -> Dashboard:
-    writer = logger.experiment if isinstance(logger, TensorBoardLogger) else None
+def _is(thing: Any, name: str) -> bool:
+    """By name: the `pytorch_lightning` package has classes of its own, of the same names."""
+    return any(cls.__name__ == name for cls in type(thing).__mro__)
+
+
+def _dashboard(logger: Any) -> Dashboard:
+    writer = logger.experiment if _is(logger, "TensorBoardLogger") else None
     return Dashboard(lambda values, step: logger.log_metrics(values, step=step), writer)
 
 
 def _loader(trainer: Trainer, split: Split) -> Any:
-    """The first data loader of a split, out of whatever nesting of loaders the module has."""
-    loaders = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
+    return loader_of(trainer.train_dataloader if split == "train" else trainer.val_dataloaders)
+
+
+def loader_of(loaders: Any) -> Any:
+    """The first data loader out of whatever nesting of loaders a module has; None if there is none."""
     return next(_leaves(loaders), None)
 
 
 def _leaves(loaders: Any) -> Iterator[Any]:
-    for leaf in tree_leaves(loaders, is_leaf=lambda x: isinstance(x, CombinedLoader)):
-        if isinstance(leaf, CombinedLoader):
+    for leaf in tree_leaves(loaders, is_leaf=_combined):
+        if _combined(leaf):
             yield from _leaves(leaf.iterables)
         elif leaf is not None:
             yield leaf
+
+
+def _combined(thing: Any) -> bool:
+    return _is(thing, "CombinedLoader")
 
 
 def _trial(trainer: Trainer) -> bool:

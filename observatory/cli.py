@@ -46,6 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="folder of a run, such as runs/digits/version_0")
     report.add_argument("--output", type=Path, help="where to write; .html or .md decides the format")
     report.set_defaults(command=_report)
+    again = commands.add_parser("replay", help="look at saved checkpoints: replay --config CFG CKPT...")
+    again.add_argument("--config", type=Path, required=True, help="as for fit: its model, data and observe:")
+    again.add_argument("checkpoints", type=Path, nargs="+", help="files of Lightning or of a state_dict")
+    again.add_argument("--out", type=Path, default=Path("runs/replay"), help="folder of the run")
+    again.set_defaults(command=_replay)
     listing = commands.add_parser(
         "list", help="what can be named in a configuration, and the shipped experiments"
     )
@@ -57,6 +62,13 @@ def _report(options: argparse.Namespace) -> int:
     from observatory.report import write_report
 
     print(write_report(options.run, output=options.output))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from observatory.replaying import replay_checkpoints
+
+    print(f"report: {replay_checkpoints(options.config, options.checkpoints, options.out)}")
     return 0
 
 
