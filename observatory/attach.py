@@ -13,6 +13,9 @@ import warnings
 
 TYPE_CHECKING = False  # as in `observatory/__init__.py`
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from lightning.pytorch import Callback
 
 VARIABLE = "OBSERVATORY"
@@ -25,15 +28,29 @@ def from_environment() -> list[Callback]:
     fit`. Its path is relative to the working directory. A name is the folder of the record and the section
     of the dashboard. Whatever is wrong with the file becomes one warning.
     """
+    return _attached(lambda callbacks: callbacks)
+
+
+def from_environment_adapted() -> list[Any]:
+    """The same for a Trainer of the `pytorch_lightning` package (entry point of that name)."""
+
+    def adapted(callbacks: list[Any]) -> list[Any]:
+        from observatory.callbacks.pytorch_lightning import Adapted
+
+        return [Adapted(callback) for callback in callbacks]
+
+    return _attached(adapted)
+
+
+def _attached(adapt: Callable[[list[Any]], list[Any]]) -> list[Any]:
     path = os.environ.get(VARIABLE)
     if not path:
         return []
     try:
         from observatory.callbacks.configured import callbacks_from_yaml
 
-        return callbacks_from_yaml(path)
+        return adapt(callbacks_from_yaml(path))
     except (Exception, SystemExit) as error:  # jsonargparse exits where a parser would
-        warnings.warn(
-            f"{VARIABLE}={path} is not used, training goes on without it: {error}", UserWarning, stacklevel=2
-        )
+        message = f"{VARIABLE}={path} is not used, training goes on without it: {error}"
+        warnings.warn(message, UserWarning, stacklevel=3)
         return []
