@@ -57,6 +57,8 @@ def test_run_is_bit_identical_and_recorded(tmp_path):
     assert "ntk/trace" in (tmp_path / "csv/version_0/metrics.csv").read_text().split("\n")[0]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
 def test_resumed_run_continues_the_record(tmp_path):
     from observatory.callbacks.pytorch_lightning import Adapted
 
