@@ -1,4 +1,4 @@
-"""The command line: `observatory fit | report | list`."""
+"""The command line: `observatory fit | run | report | compare | replay | list`."""
 
 from __future__ import annotations
 
@@ -42,10 +42,22 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "fit", help="train and observe: fit --config experiments/NAME.yaml [--key value]; see fit --help"
     )
+    run = commands.add_parser("run", help="execute an experiment or a study: run digits, run my/study.yaml")
+    run.add_argument("experiment", help="a YAML file, or the name of a shipped experiment (see list)")
+    run.add_argument("--quick", action="store_true", help="its smoke setting, less than a minute")
+    run.add_argument("--dry-run", action="store_true", help="resolve everything, print the plan, run nothing")
+    run.add_argument("--output", type=Path, default=Path("runs"), help="folder of studies; default runs")
+    run.set_defaults(command=_run)
     report = commands.add_parser("report", help="write the page of a run")
     report.add_argument("run", type=Path, help="folder of a run, such as runs/digits/version_0")
     report.add_argument("--output", type=Path, help="where to write; .html or .md decides the format")
     report.set_defaults(command=_report)
+    compare = commands.add_parser("compare", help="several runs on one page")
+    compare.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    compare.add_argument(
+        "--output", type=Path, default=Path("comparison.html"), help="where to write; .html or .md"
+    )
+    compare.set_defaults(command=_compare)
     again = commands.add_parser("replay", help="look at saved checkpoints: replay --config CFG CKPT...")
     again.add_argument("--config", type=Path, required=True, help="as for fit: its model, data and observe:")
     again.add_argument("checkpoints", type=Path, nargs="+", help="files of Lightning or of a state_dict")
@@ -56,6 +68,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(command=_list)
     return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from observatory.running import run_experiment
+
+    return run_experiment(
+        options.experiment, quick=options.quick, dry_run=options.dry_run, output=options.output
+    )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from observatory.running import write_comparison
+
+    print(write_comparison(options.runs, options.output))
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ Curves = dict[str, tuple[list[float], list[float]]]  # tag to steps and values
 
 def metrics_panel(folder: Path) -> list[Panel]:
     """One panel with a plot per metric (loss, accuracy) and a curve per split; [] if nothing was logged."""
-    curves = _from_csv(folder / "metrics.csv") or _from_events(folder)
+    curves = read_metrics(folder)
     groups: dict[str, Curves] = defaultdict(dict)
     for tag, curve in curves.items():
         split, _, metric = tag.partition("/")
@@ -44,6 +44,11 @@ def metrics_panel(folder: Path) -> list[Panel]:
     return [
         Panel("Metrics", figure, "Metrics of training, validation and test against the number of updates.")
     ]
+
+
+def read_metrics(folder: Path) -> Curves:
+    """Steps and values of everything that was logged into a run's folder, by tag."""
+    return _from_csv(folder / "metrics.csv") or _from_events(folder)
 
 
 def _from_csv(file: Path) -> Curves:
