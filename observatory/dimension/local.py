@@ -1,0 +1,65 @@
+"""Dimension from the growth of neighbour distances about each point."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from observatory.dimension.halves import random_halves
+from observatory.dimension.neighbours import Neighbours
+from observatory.dimension.result import DEPTH, FEWEST, Dimension, neighbours_of, undefined
+
+Combine = Literal["mackay", "mean", "median"]
+
+
+def levina_bickel(x: Tensor | Neighbours, *, k: int = 20, combine: Combine = "mackay") -> Dimension:
+    """Maximum likelihood dimension about each point, 1/m = Σ_{j<k} ln(r_k/r_j)/(k-1), combined over points.
+
+    Levina, Bickel 2004 (NIPS 17); MacKay, Ghahramani 2005 for the harmonic mean.
+
+    Args:
+        x: samples × units, (N, D), or their neighbours.
+        k: number of neighbours, at least 3.
+        combine: "mackay", the harmonic mean, unbiased for homogeneous data; "mean", biased up by (k-1)/(k-2);
+            or "median".
+
+    Returns:
+        A scalar with the standard error of random halves.
+
+    Raises:
+        ValueError: if not 3 ≤ k < N, or `combine` is unknown.
+    """
+    if combine not in get_args(Combine):
+        raise ValueError(f"combine must be one of {', '.join(get_args(Combine))}, got {combine!r}")
+    if k < 3:
+        raise ValueError(f"k={k} neighbours do not determine a dimension; give at least 3")
+    near = neighbours_of(x, k, max(DEPTH, 3 * k))
+    if near.distances.shape[1] < k:
+        return undefined(near, (), 0)
+    inverse = inverse_dimensions(near.distances, k)
+    valid = inverse.isfinite().sum()
+    if valid < FEWEST:
+        return undefined(near, (), valid)
+    halves = random_halves(near, max(DEPTH, 3 * k))
+    spread = halves.at(k) - halves.below(k) / (k - 1)
+    error = combined(torch.where(spread > 0, spread, torch.nan), combine).std()
+    first, last = near.distances[:, 0].mean(), near.distances[:, k - 1].mean()
+    return Dimension(combined(inverse, combine), error, valid, first, last, near.dropped)
+
+
+def inverse_dimensions(distances: Tensor, k: int = 20) -> Tensor:
+    """1/m of each point, shape (..., N) from distances (..., N, ≥ k); NaN where all k are equal."""
+    logarithm = distances[..., :k].log()
+    inverse = logarithm[..., -1] - logarithm[..., :-1].mean(-1)
+    return torch.where((inverse > 0) & inverse.isfinite(), inverse, torch.nan)
+
+
+def combined(inverse: Tensor, combine: Combine = "mackay") -> Tensor:
+    """One dimension out of the inverse ones of all points, (...) from (..., N), NaN left out."""
+    if combine == "mackay":
+        return 1 / inverse.nanmean(-1)
+    if combine == "mean":
+        return (1 / inverse).nanmean(-1)
+    return 1 / inverse.nanquantile(0.5, -1)

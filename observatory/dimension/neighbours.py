@@ -1,0 +1,123 @@
+"""One neighbour pass, which feeds every estimator of dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from observatory.dimension.search import nearest
+
+CHUNK_BYTES = 2**28
+SKETCH = 128  # subspaces of fewer dimensions than this are noticed
+SAME = 1e-12  # of the median distance to the last neighbour: points closer than this are one
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Distances of each point to its nearest other points; duplicates are counted once."""
+
+    distances: Tensor  # (n, k), ascending along k, float64
+    indices: Tensor  # (n, k), rows of `points`
+    points: Tensor  # (n, D), centred, float64; an orthogonal image with fewer columns where they suffice
+    kept: Tensor  # (n,), rows of the data that the points are
+    dropped: int  # duplicates
+    searched_again: int  # points with neighbours too close for the matrix product
+
+    def __len__(self) -> int:
+        return len(self.distances)
+
+
+def nearest_neighbours(
+    x: Tensor, k: int = 64, *, dtype: torch.dtype | None = None, chunk_bytes: int = CHUNK_BYTES
+) -> Neighbours:
+    """The k nearest neighbours of every point, in time N²D and memory chunk_bytes + 16 N k.
+
+    Args:
+        x: samples × units, (N, D), floating.
+        k: number of neighbours, below N; fewer where duplicates leave fewer points.
+        dtype: of the matrix product of distances; default float64 on a CPU and float32 elsewhere. Rows whose
+            neighbours are too close for the precision are searched again in a higher one.
+        chunk_bytes: upper bound of the memory for distances.
+
+    Raises:
+        ValueError: if x is not samples × units, has fewer than 3 samples or at most k of them, or is not
+            finite.
+    """
+    points = samples_of(x)
+    if not 1 <= k < len(points):
+        raise ValueError(f"k={k} neighbours of {len(points)} samples: give 1 ≤ k < number of samples")
+    if dtype is None:
+        dtype = torch.float64 if x.device.type == "cpu" else torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"distances are computed in float32 or float64, not in {dtype}")
+    kept = distinct_rows(points)
+    points = _centred(points[kept])
+    while True:
+        points = reduced(points)
+        fewer = min(k, len(points) - 1)
+        if fewer < 1:
+            empty = points.new_empty(len(points), 0)
+            return Neighbours(empty, empty.long(), points, kept, len(x) - len(kept), 0)
+        distances, indices, again = nearest(points, fewer, dtype=dtype, chunk_bytes=chunk_bytes)
+        distinct = _distinct(distances, indices)
+        if bool(distinct.all()):
+            return Neighbours(distances, indices, points, kept, len(x) - len(kept), again)
+        points, kept = _centred(points[distinct]), kept[distinct]
+
+
+def samples_of(x: Tensor) -> Tensor:
+    """x as finite samples × units in float64.
+
+    Raises:
+        ValueError: if it is not that.
+    """
+    if x.ndim != 2:
+        raise ValueError(
+            f"expected samples × units, got a tensor of shape {tuple(x.shape)}; flatten what lies behind the "
+            "first axis, x.flatten(1)"
+        )
+    if len(x) < 3:
+        raise ValueError(f"a dimension needs at least 3 samples, got {len(x)}")
+    if bad := int((~torch.isfinite(x)).any(1).sum()):
+        raise ValueError(f"{bad} of {len(x)} samples are not finite")
+    return x.detach().double()
+
+
+def distinct_rows(x: Tensor) -> Tensor:
+    """Indices of the first of each set of equal rows of (N, D), ascending."""
+    bits = (x + 0.0).view(torch.int64)  # -0.0 becomes 0.0
+    weights = torch.randint(-(2**62), 2**62, (x.shape[1],), generator=torch.Generator().manual_seed(0))
+    hashed = (bits * (2 * weights + 1).to(x.device)).sum(1)  # modulo 2⁶⁴
+    _, inverse = hashed.unique(return_inverse=True)
+    order = torch.arange(len(x), device=x.device)
+    first = torch.full_like(order, len(x)).scatter_reduce(0, inverse, order, "amin")
+    return first[first < len(x)].sort().values
+
+
+def reduced(x: Tensor) -> Tensor:
+    """Coordinates of centred points within the subspace they span, if it has fewer than half the dimensions.
+
+    Distances stay what they are, to ε times the size of the cloud. A random sketch of the rows has the rank
+    of all of them with probability one, and costs next to nothing.
+    """
+    n, d = x.shape
+    size = min(SKETCH, d // 2 + 1, n)
+    if d < 2 or size < 1:
+        return x
+    mix = torch.randn(size, n, dtype=x.dtype, generator=torch.Generator().manual_seed(0)).to(x.device)
+    _, s, basis = torch.linalg.svd(mix @ x, full_matrices=False)
+    rank = int((s > s[0] * 100 * torch.finfo(x.dtype).eps * size).sum())
+    return x if rank == len(s) else x @ basis[: max(rank, 1)].mT
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
+def _distinct(distances: Tensor, indices: Tensor) -> Tensor:
+    """False for points that are within `SAME` of one of lower index, (n,)."""
+    close = distances <= SAME * distances[:, -1].median()
+    own = torch.arange(len(distances), device=distances.device)[:, None]
+    return ~(close & (indices < own)).any(1)

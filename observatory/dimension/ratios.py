@@ -1,0 +1,183 @@
+"""Dimension from ratios of neighbour distances: TwoNN and Gride."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from observatory.dimension.halves import random_halves
+from observatory.dimension.neighbours import Neighbours
+from observatory.dimension.result import FEWEST, Dimension, neighbours_of, undefined
+
+Method = Literal["ols", "ml", "censored"]
+TWO_NN_DEPTH = 16  # neighbours among which the two nearest of nearly every half are found
+
+
+def two_nn(x: Tensor | Neighbours, *, method: Method = "ols", fraction: float = 0.9) -> Dimension:
+    """Dimension from the ratio μ = r₂/r₁ of the distances to the two nearest neighbours, ln μ ~ Exp(d).
+
+    Facco, d'Errico, Rodriguez, Laio 2017 (Sci. Rep. 7, 12140). See `rate_of` for the methods.
+
+    Args:
+        x: samples × units, (N, D), or their neighbours.
+        method: "ols", "ml" or "censored".
+        fraction: share of the smallest ratios that "ols" and "censored" use.
+
+    Returns:
+        A scalar with the standard error of random halves ("ols") or of the likelihood.
+
+    Raises:
+        ValueError: if x is not samples × units, or the method or the fraction is none.
+    """
+    _check(method, fraction)
+    near = neighbours_of(x, 2, TWO_NN_DEPTH)
+    if near.distances.shape[1] < 2:
+        return undefined(near, (), 0)
+    ratio = log_ratios(near.distances, 1, 2)
+    valid = ratio.isfinite().sum()
+    if valid < FEWEST:
+        return undefined(near, (), valid)
+    value = rate_of(ratio, method=method, fraction=fraction)
+    if method == "ols":
+        halves = random_halves(near, TWO_NN_DEPTH)
+        error = rate_of(_valid(halves.at(2) - halves.at(1)), method=method, fraction=fraction).std()
+    else:
+        error = value / (valid * (1.0 if method == "ml" else fraction) - 2).sqrt()
+    first, second = near.distances[:, 0].mean(), near.distances[:, 1].mean()
+    return Dimension(value, error, valid, first, second, near.dropped)
+
+
+def _check(method: str, fraction: float) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    if not 0 < fraction <= 1 or (fraction == 1 and method == "ols"):
+        raise ValueError(
+            f"fraction={fraction} of the ratios cannot be used: 0 < fraction < 1, or 1 if censored"
+        )
+
+
+def log_ratios(distances: Tensor, n1: int, n2: int) -> Tensor:
+    """ln(r_n2/r_n1) of distances (..., N, k), shape (..., N); NaN for ties and distances of zero."""
+    return _valid(distances[..., n2 - 1].log() - distances[..., n1 - 1].log())
+
+
+def _valid(ratio: Tensor) -> Tensor:
+    return torch.where((ratio > 0) & ratio.isfinite(), ratio, torch.nan)
+
+
+def rate_of(log_ratio: Tensor, *, method: Method = "ols", fraction: float = 0.9) -> Tensor:
+    """Rate d of exponentially distributed ln μ, shape (...) from (..., N), NaN entries left out.
+
+    - ols: slope through the origin of -ln(1 - i/N) on the ⌊fraction N⌋ smallest ln μ_(i).
+    - ml: (N - 1)/Σ ln μ, unbiased, of variance d²/(N - 2) for independent points.
+    - censored: (n - 1)/(Σ_{i≤n} ln μ_(i) + (N - n) ln μ_(n)), n = ⌊fraction N⌋.
+    """
+    n = log_ratio.isfinite().sum(-1, keepdim=True)
+    if method == "ml":
+        return (n[..., 0] - 1) / log_ratio.nansum(-1)
+    ordered = log_ratio.sort(-1).values  # NaN last
+    order = torch.arange(1, ordered.shape[-1] + 1, device=ordered.device)
+    last = (fraction * n + 1e-9).floor().long()  # 0.9 · 30 shall be 27
+    used = order <= last
+    below = torch.where(used, ordered, 0.0)
+    if method == "censored":
+        top = ordered.gather(-1, (last - 1).clamp_min(0))
+        return ((last - 1) / (below.sum(-1, keepdim=True) + (n - last) * top))[..., 0]
+    height = torch.where(used, -torch.log1p(-(order / n.to(ordered)).clamp_max(1 - 1e-12)), 0.0)
+    return (below * height).sum(-1) / below.square().sum(-1)
+
+
+def gride(
+    x: Tensor | Neighbours,
+    *,
+    n1: int | Sequence[int] = 1,
+    n2: int | Sequence[int] | None = None,
+    outlier_cut: bool = True,
+) -> Dimension:
+    """Dimension from the ratio of the distances to the n₁-th and n₂-th neighbour, by maximum likelihood.
+
+    The ratio has the density d (μᵈ - 1)^(n₂-n₁-1) μ^(-(n₂-1)d-1)/B(n₂-n₁, n₁); n₁ = 1, 2, 4, ... with
+    n₂ = 2n₁ gives dimension against scale. (Denti, Doimo, Laio, Mira 2022, Sci. Rep. 12, 20005.)
+
+    Args:
+        x: samples × units, (N, D), or their neighbours.
+        n1: rank of the nearer neighbour, or several.
+        n2: rank of the farther neighbour; default 2 n₁.
+        outlier_cut: leave out ratios above q50 + 20 (q95 - q50), the quantiles of μ.
+
+    Returns:
+        Of the shape of `n1`, with the standard error of the observed information.
+
+    Raises:
+        ValueError: if not 1 ≤ n₁ < n₂ < N.
+    """
+    several = not isinstance(n1, int)
+    first = list(n1) if isinstance(n1, Sequence) else [n1]
+    second = [2 * n for n in first] if n2 is None else list(n2) if isinstance(n2, Sequence) else [n2]
+    if len(first) != len(second) or not all(1 <= a < b for a, b in zip(first, second, strict=True)):
+        raise ValueError(f"ranks must satisfy 1 ≤ n1 < n2, got n1={n1}, n2={n2}")
+    near = neighbours_of(x, max(second), max(second))
+    shape = (len(first),) if several else ()
+    if near.distances.shape[1] < max(second):
+        return undefined(near, shape, 0)
+    ratio = torch.stack([log_ratios(near.distances, a, b) for a, b in zip(first, second, strict=True)])
+    ratio = without_outliers(ratio) if outlier_cut else ratio
+    valid = ratio.isfinite().sum(-1)
+    if valid.min() < FEWEST:
+        return undefined(near, shape, valid if several else valid[0])
+    ranks = torch.tensor([first, second], device=ratio.device)
+    value, error = gride_of(ratio, ranks[0], ranks[1])
+    scales = near.distances[:, ranks - 1].mean(0)
+    found = (value, error, valid, scales[0], scales[1])
+    value, error, valid, first_scale, second_scale = found if several else (t[0] for t in found)
+    return Dimension(value, error, valid, first_scale, second_scale, near.dropped)
+
+
+def without_outliers(log_ratio: Tensor) -> Tensor:
+    """NaN instead of ratios μ ≥ q50 + 20 (q95 - q50), quantiles over the last axis."""
+    mu = log_ratio.exp()
+    q50, q95 = _quantile(mu, 0.5), _quantile(mu, 0.95)
+    return torch.where(mu < q50 + 20 * (q95 - q50), log_ratio, torch.nan)
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """Linear quantile over the last axis, which is kept, without NaN (`nanquantile` refuses 2²⁴ numbers)."""
+    ordered = values.sort(-1).values
+    at = q * (values.isfinite().sum(-1, keepdim=True) - 1).clamp_min(0).to(values.dtype)
+    low, high = ordered.gather(-1, at.floor().long()), ordered.gather(-1, at.ceil().long())
+    return low + (high - low) * (at - at.floor())
+
+
+def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Maximum likelihood d and its standard error, each (...), from ln μ (..., N) with NaN left out.
+
+    The score (N-1)/d + (n₂-n₁-1) Σ ln μ/(1 - μ^-d) - (n₂-1) Σ ln μ falls monotonically in d:
+    bisection in ln d, to the last digit. Its first term makes n₁ = 1, n₂ = 2 equal to the unbiased TwoNN.
+    """
+    valid = log_ratio.isfinite()
+    n = valid.sum(-1)
+    total = torch.where(valid, log_ratio, 0.0).sum(-1)
+    n1, n2 = (torch.as_tensor(k, device=log_ratio.device) for k in (n1, n2))
+
+    def score(d: Tensor) -> Tensor:
+        grown = log_ratio / -torch.expm1(-d[..., None] * log_ratio)
+        inner = torch.where(valid, grown, 0.0).sum(-1)
+        return (n - 1) / d + (n2 - n1 - 1) * inner - (n2 - 1) * total
+
+    low = (n - 1) / ((n2 - 1) * total)  # the score is positive here, since the sum inside is
+    high = (n - 1 + (n2 - n1 - 1) * n) / (n1 * total)  # x/(1 - e^-dx) ≤ x + 1/d makes it negative here
+    for _ in range(_HALVINGS):
+        middle = (low * high).sqrt()
+        rises = score(middle) > 0
+        low, high = torch.where(rises, middle, low), torch.where(rises, high, middle)
+    d = (low * high).sqrt()
+    curvature = (log_ratio / (2 * torch.sinh(0.5 * d[..., None] * log_ratio))).square()
+    information = n / d.square() + (n2 - n1 - 1) * torch.where(valid, curvature, 0.0).sum(-1)
+    return d, information.rsqrt()
+
+
+_HALVINGS = math.ceil(math.log2(math.log(64.0**2) / 1e-15))  # of the interval of ln d

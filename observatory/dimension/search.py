@@ -1,0 +1,128 @@
+"""Which points are near which: exact distances to the nearest neighbours, in chunks of rows.
+
+Squared distances are matrix products, ‖y‖² - 2x·y with the constant ‖x‖² of a row left out while its smallest
+entries are selected. Their absolute error is of the order of ε‖x‖², so that rows with a close neighbour are
+searched again in higher precision, and at last by direct differences.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+CLOSE = 1e4  # rows with r₁² below this many ε max‖x‖² are searched again with smaller errors
+LOOSE = 1e10  # ... and in float64 below this many, the distances that were selected are computed again
+CACHED = 2**24  # bytes of a chunk on a CPU: what was just written is read again from the cache
+TREE_DIMENSIONS = 6  # up to here a k-d tree is faster than all pairs
+
+
+def nearest(
+    x: Tensor, k: int, *, dtype: torch.dtype, chunk_bytes: int, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor, int]:
+    """Distances to the k nearest other points and their indices, ascending.
+
+    Args:
+        x: distinct points, centred, float64, (N, D).
+        k: 1 ≤ k < N.
+        dtype: of the matrix product, float32 or float64.
+        chunk_bytes: upper bound of the memory for distances.
+        rows: points to search the neighbours of; default all.
+
+    Returns:
+        Distances (rows, k) in float64, indices (rows, k), and the number of rows that had to be searched
+        again.
+    """
+    if x.shape[1] <= TREE_DIMENSIONS and x.device.type == "cpu" and rows is None:
+        return *_by_tree(x, k), 0
+    rows = torch.arange(len(x), device=x.device) if rows is None else rows
+    squares, indices = _by_product(x.to(dtype), rows, k, chunk_bytes)
+    largest = float(x.square().sum(1).max())
+    close = squares[:, 0] < CLOSE * torch.finfo(dtype).eps * largest
+    distances = squares.clamp_min(0).sqrt()
+    if dtype == torch.float64:
+        _refine(
+            x, rows, distances, indices, squares[:, 0] < LOOSE * torch.finfo(dtype).eps * largest, chunk_bytes
+        )
+    again = close.nonzero().squeeze(1)
+    if len(again):
+        if dtype == torch.float64:
+            found = _by_differences(x, rows[again], k, chunk_bytes)
+        else:
+            found = nearest(x, k, dtype=torch.float64, chunk_bytes=chunk_bytes, rows=rows[again])[:2]
+        distances[again], indices[again] = found
+    return distances, indices, len(again)
+
+
+def _by_tree(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    from scipy.spatial import cKDTree
+
+    points = x.numpy()
+    distances, indices = (torch.from_numpy(found) for found in cKDTree(points).query(points, k=k + 1))
+    return distances[:, 1:].contiguous(), indices[:, 1:].contiguous()  # the first is the point itself
+
+
+def _by_product(x: Tensor, rows: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """Squared distances in float64, and indices."""
+    n = len(x)
+    groups = max(1, round(math.sqrt(n / k)))
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -n % groups))
+    norms = x.square().sum(1)
+    offset = torch.nn.functional.pad(norms, (0, -n % groups), value=torch.inf)
+    squares = torch.empty(len(rows), k, dtype=torch.float64, device=x.device)
+    indices = torch.empty(len(rows), k, dtype=torch.int64, device=x.device)
+    size = chunk_rows(len(padded), x, chunk_bytes)
+    buffer = x.new_empty(min(size, len(rows)), len(padded))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        block = torch.addmm(offset, x[part], padded.T, alpha=-2, out=buffer[: len(part)])
+        block.scatter_(1, part[:, None], torch.inf)  # not its own neighbour
+        values, indices[start : start + size] = _smallest(block, k, groups)
+        squares[start : start + size] = values.double() + norms[part, None].double()
+    return squares, indices
+
+
+def chunk_rows(columns: int, x: Tensor, chunk_bytes: int) -> int:
+    """How many rows of distances are computed together."""
+    budget = min(chunk_bytes, CACHED) if x.device.type == "cpu" else chunk_bytes
+    return max(1, budget // (columns * x.element_size()))
+
+
+def _smallest(block: Tensor, k: int, groups: int) -> tuple[Tensor, Tensor]:
+    """The k smallest entries of each row, ascending, and their columns.
+
+    They lie in the k strided groups with the smallest minima: three small passes are several times faster
+    than one selection over the row.
+    """
+    if groups == 1:
+        values, columns = block.topk(k, largest=False)
+        return values, columns
+    parts = block.view(len(block), groups, -1)
+    width = parts.shape[2]
+    k_groups = min(k, width)
+    near = parts.amin(1).topk(k_groups, largest=False, sorted=False).indices  # (B, k)
+    candidates = parts.gather(2, near[:, None].expand(-1, groups, -1)).flatten(1)
+    values, chosen = candidates.topk(k, largest=False)
+    return values, (chosen // k_groups) * width + near.gather(1, chosen % k_groups)
+
+
+def _refine(
+    x: Tensor, rows: Tensor, distances: Tensor, indices: Tensor, flagged: Tensor, chunk_bytes: int
+) -> None:
+    """Replace the distances of flagged rows to the neighbours found by those from direct differences."""
+    size = max(1, min(chunk_bytes, CACHED) // (indices.shape[1] * x.shape[1] * x.element_size()))
+    for part in flagged.nonzero().squeeze(1).split(size):
+        exact = (x[indices[part]] - x[rows[part], None]).square().sum(2).sqrt()
+        distances[part], order = exact.sort(1)
+        indices[part] = indices[part].gather(1, order)
+
+
+def _by_differences(x: Tensor, rows: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    distances, indices = [], []
+    for part in rows.split(chunk_rows(len(x), x, chunk_bytes)):
+        block = torch.cdist(x[part], x, compute_mode="donot_use_mm_for_euclid_dist")
+        found = block.scatter_(1, part[:, None], torch.inf).topk(k, largest=False)
+        distances.append(found.values)
+        indices.append(found.indices)
+    return torch.cat(distances), torch.cat(indices)
