@@ -1,0 +1,1 @@
+"""Physical systems, and the assimilation of data into them."""
