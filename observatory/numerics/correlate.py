@@ -1,4 +1,4 @@
-"""Autocovariances and correlation times of time series."""
+"""Correlation functions and correlation times of time series."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def autocovariance(series: Tensor, *, lags: int | None = None) -> Tensor:
@@ -35,6 +36,75 @@ def autocovariance(series: Tensor, *, lags: int | None = None) -> Tensor:
     padded = 2 ** math.ceil(math.log2(length + lags))  # lag l wraps around to 2^n - l: never below `lags`
     power = torch.fft.rfft(x, n=padded).abs().square()
     return torch.fft.irfft(power, n=padded)[..., :lags] / length
+
+
+def correlation(a: Tensor, b: Tensor | None = None, *, lags: int) -> Tensor:
+    """C_ab(l) = ⟨a_t b_{t+l}⟩, the mean over the T - l products of each lag, without subtracting means.
+
+    Args:
+        a: (..., T), time along the last axis.
+        b: (..., T); default a.
+        lags: number of lags, from 0.
+
+    Returns:
+        Shape (..., lags), float64, differentiable. Overlapping blocks that fit into the cache make the cost
+        O(T ln lags).
+
+    Raises:
+        ValueError: if `lags` is not between 1 and T, or the lengths differ.
+    """
+    length = a.shape[-1]
+    size = 2 ** math.ceil(math.log2(max(4 * lags, 2**14)))
+    sums = correlation_sums(a, b, lags=lags, block=min(size - lags + 1, length), total=True)
+    return sums / torch.arange(length, length - lags, -1, device=a.device)
+
+
+def correlation_sums(
+    a: Tensor, b: Tensor | None = None, *, lags: int, block: int, total: bool = False
+) -> Tensor:
+    """Σ_t a_t b_{t+l} over each block kM ≤ t < (k+1)M of origins; t + l may lie in the next blocks.
+
+    The sum over the K = ⌈T/M⌉ blocks is that of the whole series: blocks can be resampled.
+
+    Args:
+        a: (..., T), time along the last axis.
+        b: (..., T); default a.
+        lags: number of lags, from 0.
+        block: M, origins in a block.
+        total: sum over the blocks, at one inverse transform.
+
+    Returns:
+        Shape (..., K, lags), with `total` (..., lags); float64, differentiable.
+
+    Raises:
+        ValueError: if `lags` or `block` is not between 1 and T, or the lengths differ.
+    """
+    b = a if b is None else b
+    length = a.shape[-1]
+    if b.shape[-1] != length:
+        raise ValueError(f"series of {length} and of {b.shape[-1]} points cannot be correlated")
+    if not (1 <= lags <= length and 1 <= block <= length):
+        raise ValueError(
+            f"a series of length {length} has between 1 and {length} lags and origins in a block, "
+            f"{lags} and {block} were asked for"
+        )
+    blocks = math.ceil(length / block)
+    padded = 2 ** math.ceil(math.log2(block + lags - 1)) if block + lags > 2 else 1
+    early = pad(a.double(), (0, blocks * block - length)).unflatten(-1, (blocks, block))
+    late = pad(b.double(), (0, blocks * block + lags - 1 - length)).unfold(-1, block + lags - 1, block)
+    if total:
+        shape = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+        group = max(1, 2**22 // (padded * max(1, math.prod(shape))))  # blocks whose spectra are held at once
+        pieces = zip(early.split(group, -2), late.split(group, -2), strict=True)
+        power = sum(
+            (_cross_spectrum(x, y, padded).sum(-2) for x, y in pieces), torch.zeros((), device=a.device)
+        )
+        return torch.fft.irfft(power, n=padded)[..., :lags]
+    return torch.fft.irfft(_cross_spectrum(early, late, padded), n=padded)[..., :lags]
+
+
+def _cross_spectrum(a: Tensor, b: Tensor, n: int) -> Tensor:
+    return torch.fft.rfft(a, n=n).conj() * torch.fft.rfft(b, n=n)
 
 
 def autocorrelation(series: Tensor, *, lags: int | None = None) -> Tensor:
