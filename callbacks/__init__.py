@@ -4,7 +4,8 @@ if __name__ == "callbacks":  # a second copy of every class would make isinstanc
     raise ImportError("import observatory.callbacks instead of callbacks")
 
 from observatory.callbacks.collective_variables import CollectiveVariables
+from observatory.callbacks.fisher_information import FisherInformation
 from observatory.callbacks.observatory import Observatory
 from observatory.callbacks.weight_fluctuations import WeightFluctuations
 
-__all__ = ["CollectiveVariables", "Observatory", "WeightFluctuations"]
+__all__ = ["CollectiveVariables", "FisherInformation", "Observatory", "WeightFluctuations"]
