@@ -63,7 +63,7 @@ class _Solution(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         column, x = ctx.saved_tensors
         to_rhs: Tensor = _Solution.apply(column, gradient.flip(-1)).flip(-1)
         to_column = -convolve(to_rhs.flip(-1), x).flip(-1)

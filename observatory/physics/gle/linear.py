@@ -1,0 +1,150 @@
+"""The generalised Langevin equation in a harmonic well: exact at every sampling step, and differentiable."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from observatory.numerics.correlate import correlation
+from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
+from observatory.physics.gle.simulation import generator_matrix
+
+
+def transition(kernel: ExponentialKernel, mass: Tensor, stiffness: Tensor, dt: float) -> Tensor:
+    """F = e^{AΔt} of (x, v, f, ...), each over its standard deviation, in U = kx²/2; (..., d+1, d+1).
+
+    The stationary covariance is 1, the covariance of a step's noise 1 - FFᵀ.
+    """
+    inner = generator_matrix(kernel, mass)
+    w = (stiffness / mass).sqrt().expand(inner.shape[:-2])
+    A = torch.nn.functional.pad(inner, (1, 0, 1, 0))
+    turn = torch.zeros_like(A)
+    turn[..., 0, 1], turn[..., 1, 0] = w, -w
+    return torch.linalg.matrix_exp((A + turn) * dt)
+
+
+def powers(F: Tensor, count: int) -> Tensor:
+    """1, F, F², ..., (..., count, d, d), by doubling."""
+    found = torch.eye(F.shape[-1], dtype=F.dtype, device=F.device).expand(*F.shape[:-2], 1, -1, -1)
+    last = F
+    while found.shape[-3] < count:
+        found = torch.cat([found, found @ last[..., None, :, :]], -3)
+        last = last @ last
+    return found[..., :count, :, :]
+
+
+def spectral_density(F: Tensor, frequency: Tensor) -> Tensor:
+    """S(ω) = [(e^{iω} - F)⁻¹(1 - FFᵀ)(e^{-iω} - Fᵀ)⁻¹]_xx of x over its spread; (..., frequencies).
+
+    ω in radians per step: aliasing is contained, and the mean of S over ω is 1.
+    """
+    d = F.shape[-1]
+    eye = torch.eye(d, dtype=F.dtype, device=F.device)
+    system = torch.exp(1j * frequency)[:, None, None] * eye - F.mT[..., None, :, :]
+    row = torch.linalg.solve(system, eye[:, 0].to(system.dtype).expand(*system.shape[:-1]))
+    noise = (eye - F @ F.mT).to(row.dtype)
+    return ((row @ noise) * row.conj()).sum(-1).real
+
+
+class HarmonicGLE(nn.Module):
+    """m ẍ = -kx - ∫Γ(s)ẋ(t-s)ds + F with trainable ln m, ln γᵢ, ln τᵢ, observed at steps Δt.
+
+    The stiffness is kT over the variance of the data. The sampled process is exactly a linear one,
+    z ← Fz + noise, so that no error of discretisation exists whatever Δt is.
+    `loss="whittle"` is the negative logarithm of the likelihood per sample, Σ[ln S(ω) + I(ω)/S(ω)]/N over
+    0 < ω < π (Whittle, Ark. Mat. 2, 423 (1953)); `loss="correlation"` the mean squared mismatch of C_xx and
+    of the half-step C_vv, each over its value at 0.
+
+    Args:
+        dt: Δt.
+        kT: thermal energy.
+        mass: initial m.
+        gamma: initial γᵢ.
+        tau: initial τᵢ.
+        loss: which.
+        lags: of the correlation loss.
+    """
+
+    def __init__(
+        self,
+        dt: float,
+        kT: float = 1.0,
+        mass: float = 1.0,
+        gamma: tuple[float, ...] = (1.0,),
+        tau: tuple[float, ...] = (1.0,),
+        loss: str = "whittle",
+        lags: int = 200,
+    ) -> None:
+        super().__init__()
+        exponential_kernel(gamma, tau)  # refuses what is not a kernel
+        if loss not in ("whittle", "correlation") or min(dt, kT, mass) <= 0 or lags < 2:
+            given = f"loss={loss!r}, dt={dt:g}, kT={kT:g}, mass={mass:g}, lags={lags}"
+            raise ValueError(f"loss is 'whittle' or 'correlation', the numbers are positive; got {given}")
+        self.dt, self.kT, self.loss, self.lags = dt, kT, loss, lags
+        self.log_mass, self.log_gamma, self.log_tau = (
+            nn.Parameter(torch.tensor(values, dtype=torch.float64).log()) for values in (mass, gamma, tau)
+        )
+
+    @property
+    def kernel(self) -> ExponentialKernel:
+        empty = self.log_gamma.new_zeros(0)
+        zero = self.log_gamma.new_zeros(())
+        return ExponentialKernel(self.log_gamma.exp(), self.log_tau.exp(), zero, empty, empty, empty)
+
+    @property
+    def mass(self) -> Tensor:
+        return self.log_mass.exp()
+
+    def correlations(self, stiffness: Tensor) -> tuple[Tensor, Tensor]:
+        """C_xx(iΔt) and C_vv of half-step velocities, (lags,), exact."""
+        F = transition(self.kernel, self.mass, stiffness, self.dt)
+        xx = self.kT / stiffness * powers(F, self.lags + 1)[..., 0, 0]
+        return xx[:-1], half_step_velocity_correlation(xx, self.dt)
+
+    def training_loss(self, batch: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Of positions (P, N) or (P, N, 1)."""
+        x = _positions(batch)
+        x = x - x.mean()
+        stiffness = self.kT / x.square().mean()
+        if self.loss == "whittle":
+            F = transition(self.kernel, self.mass, stiffness, self.dt)
+            frequency, power = periodogram(x)
+            density = self.kT / stiffness * spectral_density(F, frequency)
+            return (density.log() + power / density).mean()
+        model = self.correlations(stiffness)
+        v = x.diff() / self.dt
+        data = tuple(correlation(s, lags=self.lags).mean(0) for s in (x, v))
+        return sum(
+            (((c - d) / d[0]).square().mean() for c, d in zip(model, data, strict=True)),
+            torch.zeros((), dtype=torch.float64, device=x.device),
+        )
+
+    def validation_metrics(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The loss on other data, and what has been found."""
+        kernel = self.kernel
+        found = {"friction": kernel.friction(), "memory_time": kernel.memory_time(), "mass": self.mass}
+        return {"loss": self.training_loss(batch), **found}
+
+
+def _positions(batch: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+    x = batch if isinstance(batch, Tensor) else batch[0]
+    if x.ndim == 3 and x.shape[-1] != 1:
+        raise ValueError(f"the equation has one coordinate, the data have {x.shape[-1]}: choose a column")
+    return (x[..., 0] if x.ndim == 3 else x).reshape(-1, x.shape[1] if x.ndim > 1 else x.shape[0]).double()
+
+
+def half_step_velocity_correlation(xx: Tensor, dt: float) -> Tensor:
+    """C_vv(i) = -(C_xx(i+1) - 2C_xx(i) + C_xx(|i-1|))/Δt² of (x_{i+1} - x_i)/Δt, (..., n) of (..., n + 1)."""
+    before = torch.cat([xx[..., 1:2], xx[..., :-2]], -1)
+    return (2 * xx[..., :-1] - xx[..., 1:] - before) / dt**2
+
+
+def periodogram(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Frequencies 0 < ω < π in radians per step and I(ω) = |Σ x_j e^{-iωj}|²/N, a mean over lanes (P, N)."""
+    n = x.shape[-1]
+    inner = slice(1, (n - 1) // 2 + 1)
+    power = torch.fft.rfft(x).abs().square()[..., inner].mean(0) / n
+    frequency = 2 * math.pi / n * torch.arange(n // 2 + 1, dtype=x.dtype, device=x.device)[inner]
+    return frequency, power

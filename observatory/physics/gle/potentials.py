@@ -1,0 +1,175 @@
+"""Free energies: closed forms, and splines through a histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GRID = 4001  # points of a tabulated force
+
+
+class Potential(Protocol):
+    """U(x) and its slope, elementwise on tensors of any shape."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        """U(x)."""
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """U'(x)."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """U = 0."""
+
+    def energy(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@dataclass(frozen=True)
+class Harmonic:
+    """U = k x²/2."""
+
+    stiffness: float = 1.0  # k, energy over length²
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.stiffness / 2 * x * x
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.stiffness * x
+
+
+@dataclass(frozen=True)
+class DoubleWell:
+    """U = U₀((x/L)² - 1)²: minima at ±L, a barrier of U₀ between them."""
+
+    barrier: float = 3.0  # U₀, energy
+    width: float = 1.0  # L, length
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.barrier * ((x / self.width) ** 2 - 1) ** 2
+
+    def gradient(self, x: Tensor) -> Tensor:
+        slope = 4 * self.barrier / self.width**2
+        return torch.addcmul(-slope * x, x, x * x, value=slope / self.width**2)  # three passes
+
+
+@dataclass(frozen=True)
+class FreeEnergy:
+    """U = -kT ln p(x) up to a constant, on a regular grid; outside it U' goes on linearly."""
+
+    x: Tensor  # grid, (points,), unit of length
+    U: Tensor  # (points,), unit of kT; 0 at its minimum
+    slope: Tensor  # U', (points,)
+    knots: Tensor  # centres of the bins, (bins,)
+    counts: Tensor  # samples in each bin, (bins,)
+    period: float | None = None  # of a periodic coordinate
+
+    def gradient(self, x: Tensor) -> Tensor:
+        index, fraction = self._place(x)
+        left = self.slope.to(x)[index]
+        return left + fraction * (self.slope.to(x)[index + 1] - left)
+
+    def energy(self, x: Tensor) -> Tensor:
+        index, fraction = self._place(x)
+        inside = fraction.clamp(0, 1)
+        left, right = self.U.to(x)[index], self.U.to(x)[index + 1]
+        step = (self.x[1] - self.x[0]).to(x)
+        edge = torch.where(fraction > 1, self.slope.to(x)[index + 1], self.slope.to(x)[index])
+        beyond = (fraction - inside) * step  # zero inside the grid
+        bend = (self.slope[1:] - self.slope[:-1]).to(x)[index] / step
+        return left + inside * (right - left) + beyond * edge + beyond.square() / 2 * bend
+
+    def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        start, step = float(self.x[0]), float(self.x[1] - self.x[0])
+        if self.period is not None:
+            x = start + torch.remainder(x - start, self.period)
+        place = (x - start) / step
+        index = place.clamp(0, len(self.x) - 2).long()
+        return index, place - index
+
+
+def free_energy(
+    samples: Tensor | Sequence[Tensor],
+    kT: float,
+    *,
+    bins: int = 100,
+    knots: int = 16,
+    period: float | None = None,
+) -> FreeEnergy:
+    """U(x) = -kT ln p(x): a cubic spline through the logarithm of a histogram, weighted by its counts.
+
+    The spline has far fewer coefficients than the histogram bins, so that its slope does not follow the noise
+    of single bins, which would enter correlations of the force coherently. Sparse tails, at most 0.1 % of the
+    samples, lie outside of the grid.
+
+    Args:
+        samples: positions of any shape, or several tensors.
+        kT: thermal energy.
+        bins: of the histogram.
+        knots: intervals of the spline, at most.
+        period: of a periodic coordinate.
+
+    Raises:
+        ValueError: if bins between populated ones are empty.
+    """
+    from scipy.interpolate import CubicSpline, make_lsq_spline
+
+    flat = torch.cat([s.reshape(-1) for s in ([samples] if isinstance(samples, Tensor) else samples)])
+    flat = flat.double()
+    if period is not None:
+        low, high = 0.0, period
+        flat = torch.remainder(flat, period)
+    else:
+        low, high = float(flat.min()), float(flat.max())
+    if not high > low:
+        raise ValueError(f"all positions equal {low:g}: there is no histogram to take the logarithm of")
+    index = ((flat - low) * (bins / (high - low))).long().clamp_(0, bins - 1)
+    counts = torch.bincount(index, minlength=bins).cpu()
+    edges = np.linspace(low, high, bins + 1)
+    first, last = (0, bins) if period is not None else _populated(counts, edges)
+    if period is not None and bool((counts == 0).any()):
+        raise ValueError(f"{int((counts == 0).sum())} of {bins} bins of the period are empty: use fewer bins")
+    centres = (edges[:-1] + edges[1:])[first:last] / 2
+    kept = counts[first:last].double()
+    y, weight = -kT * np.log(kept.numpy()), np.sqrt(kept.numpy())
+    if period is not None:
+        spline: Any = CubicSpline(
+            np.append(centres, centres[0] + period), np.append(y, y[0]), bc_type="periodic"
+        )
+        grid = np.linspace(centres[0], centres[0] + period, GRID)
+    else:
+        inner = np.linspace(centres[0], centres[-1], min(knots, max(2, len(centres) // 4)) + 1)[1:-1]
+        ends = [np.repeat(centres[k], 4) for k in (0, -1)]
+        spline = make_lsq_spline(centres, y, np.concatenate([ends[0], inner, ends[1]]), k=3, w=weight)
+        grid = np.linspace(centres[0], centres[-1], GRID)
+    U, slope = spline(grid), spline(grid, 1)
+    made = (torch.from_numpy(np.ascontiguousarray(a)).to(flat.device) for a in (grid, U - U.min(), slope))
+    x, energy, gradient = made
+    return FreeEnergy(x, energy, gradient, torch.from_numpy(centres), kept, period)
+
+
+def _populated(counts: Tensor, edges: np.ndarray) -> tuple[int, int]:
+    """The run of non-empty bins about the median of the samples."""
+    cumulative = counts.cumsum(0)
+    total = int(cumulative[-1])
+    middle = int((cumulative >= total / 2).int().argmax())
+    empty = (counts == 0).nonzero()[:, 0]
+    first = int(empty[empty < middle].max()) + 1 if bool((empty < middle).any()) else 0
+    last = int(empty[empty > middle].min()) if bool((empty > middle).any()) else len(counts)
+    outside = total - int(counts[first:last].sum())
+    if outside > 1e-3 * total or last - first < 5:
+        gaps = ", ".join(f"[{edges[k]:.4g}, {edges[k + 1]:.4g})" for k in empty[:3].tolist())
+        raise ValueError(
+            f"{len(empty)} bins within the range of the positions are empty, such as {gaps}, with "
+            f"{outside} samples beyond them: use fewer bins, more data, or name the potential"
+        )
+    return first, last

@@ -1,0 +1,208 @@
+"""Parametric kernels, exact correlations and the extraction of kernels, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from observatory.physics.gle import (
+    DoubleWell,
+    Harmonic,
+    exponential_kernel,
+    extract_kernel,
+    free_energy,
+    kernel_of_correlations,
+    simulate,
+)
+from observatory.physics.gle.linear import half_step_velocity_correlation, powers, transition
+
+KERNEL = exponential_kernel([3.0, 5.0], [0.3, 2.0])
+ONE = torch.tensor(1.0, dtype=torch.float64)
+TABLE = {  # Δt: largest error of G on [0, 5] with exact, half-step, central velocities; m̂ of half steps
+    0.2: (0.174, 0.042, 0.254, 1.0453),
+    0.1: (0.048, 0.0114, 0.063, 1.0116),
+    0.05: (0.0124, 0.00288, 0.0158, 1.0030),
+    0.025: (0.0032, 0.00072, 0.0042, 1.0007),
+}
+
+
+def exact_correlations(dt: float, n: int) -> dict[str, torch.Tensor]:
+    """kT = m = 1, U = x²: C_xU' and C_vv of the three velocities, without sampling."""
+    P = powers(transition(KERNEL, ONE, 2 * ONE, dt), n + 2)
+    xx, i = P[:, 0, 0] / 2, torch.arange(n)
+    return {
+        "xf": 2 * xx[:n],
+        "exact": P[:n, 1, 1],
+        "half_step": half_step_velocity_correlation(xx[: n + 1], dt),
+        "central": (2 * xx[:n] - xx[i + 2] - xx[(i - 2).abs()]) / (4 * dt**2),
+    }
+
+
+def errors_of_G(dt: float) -> tuple[float, ...]:
+    n = round(5 / dt) + 1
+    c = exact_correlations(dt, n)
+    expected = KERNEL.integral(dt * torch.arange(n, dtype=torch.float64))
+    velocities = (c[name] for name in ("exact", "half_step", "central"))
+    return tuple(
+        float((kernel_of_correlations(v, c["xf"], dt)[0] - expected).abs().max()) for v in velocities
+    )
+
+
+@pytest.mark.parametrize("dt", TABLE)
+def test_table_of_accuracy_on_exact_correlations(dt):
+    """To 2 %, and to the digits that the table prints."""
+    for found, printed in zip(errors_of_G(dt), TABLE[dt][:3], strict=True):
+        digit = 0.5 * 10 ** math.floor(math.log10(printed) - 1)
+        assert found == pytest.approx(printed, rel=0.02, abs=digit)
+    c = exact_correlations(dt, 2)
+    assert float(c["xf"][0] / c["half_step"][0]) == pytest.approx(TABLE[dt][3], abs=6e-5)
+
+
+def test_all_three_velocities_converge_in_second_order():
+    steps = [0.1, 0.05, 0.025, 0.0125]
+    errors = np.array([errors_of_G(dt) for dt in steps])
+    for column in errors.T:
+        assert np.polyfit(np.log(steps), np.log(column), 1)[0] == pytest.approx(2.0, abs=0.1)
+
+
+def test_true_mass_with_finite_differences_makes_G_jump():
+    c = exact_correlations(0.05, 40)
+    G, _ = kernel_of_correlations(c["half_step"], c["xf"], 0.05, mass=ONE)
+    right, _ = kernel_of_correlations(c["half_step"], c["xf"], 0.05)
+    offset = 2 * (1.00296 - 1) / 0.05  # 2(m̂ - m)/Δt
+    assert float(G[1] - right[1]) == pytest.approx(offset, rel=0.1)
+
+
+def test_kernel_of_a_sampled_harmonic_oscillator_by_three_equations():
+    """3.2·10⁶ points of length 8·10⁴: the friction of 8 has a standard error near 3 %."""
+    generator = torch.Generator().manual_seed(1)
+    x = simulate(
+        KERNEL, Harmonic(2.0), mass=1.0, kT=1.0, step=0.025, samples=50_000, lanes=64,
+        dtype=torch.float32, generator=generator,
+    )  # fmt: skip
+    t = 0.025 * torch.arange(200, dtype=torch.float64)
+    for equation in ("integrated", "force", "second_kind"):
+        found = extract_kernel(x, 0.025, 1.0, n_lags=200, potential=Harmonic(2.0), equation=equation)
+        assert float((found.G - KERNEL.integral(t)).abs().max()) < 0.15 * 8
+        assert float(found.mass) == pytest.approx(1.0, rel=0.03)
+
+
+def test_bands_are_the_scatter_between_independent_runs():
+    generator = torch.Generator().manual_seed(2)
+    x = simulate(
+        KERNEL, Harmonic(2.0), mass=1.0, kT=1.0, step=0.05, samples=5000, lanes=128,
+        dtype=torch.float32, generator=generator,
+    ).reshape(16, 8, 5000)  # fmt: skip
+    runs = [
+        extract_kernel(y, 0.05, 1.0, n_lags=60, potential=Harmonic(2.0), resamples=100, generator=generator)
+        for y in x
+    ]
+    scatter = torch.stack([r.G for r in runs]).std(0)[30]
+    claimed = torch.stack([r.G_band.error for r in runs]).mean(0)[30]
+    assert 0.6 < float(claimed / scatter) < 1.5  # 16 runs know a spread to 18 %
+
+
+def test_unequal_trajectories_weigh_as_their_products():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3000, dtype=torch.float64, generator=generator).cumsum(0) * 0.01
+    x = x - x.mean()
+    pieces = [x[:700], x[700:1900], x[1900:]]
+    found = extract_kernel(pieces, 0.1, 1.0, n_lags=20, potential=Harmonic(1.0)).correlations["vv"]
+    v = [p.diff() / 0.1 for p in pieces]
+    sums = [sum(float((w[: len(w) - lag] * w[lag:]).sum()) for w in v) for lag in range(20)]
+    count = [sum(len(w) - lag for w in v) for lag in range(20)]
+    torch.testing.assert_close(found, torch.tensor(sums) / torch.tensor(count), check_dtype=False)
+
+
+def test_friction_and_memory_time_of_a_kernel_are_its_integrals():
+    kernel = exponential_kernel([3.0, 5.0], [0.3, 2.0], instantaneous=0.7, cosines=[(4.0, 0.5, 3.0)])
+    t = torch.linspace(0, 60, 600_001, dtype=torch.float64)
+    gamma = kernel.at(t)
+    running = 0.7 + torch.cumulative_trapezoid(gamma, t)
+    torch.testing.assert_close(kernel.integral(t)[1:], running, rtol=0, atol=1e-7)
+    assert float(kernel.friction()) == pytest.approx(float(running[-1]), rel=1e-7)
+    assert float(kernel.memory_time() * kernel.friction()) == pytest.approx(
+        float(torch.trapezoid(t * gamma, t)), rel=1e-6
+    )
+    s = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    transform = 0.7 + torch.trapezoid(gamma * torch.exp(-s[:, None] * t), t)
+    torch.testing.assert_close(kernel.laplace(s), transform, rtol=1e-6, atol=0)
+    assert bool(kernel.admissible())
+
+
+def test_a_kernel_with_negative_power_is_flagged():
+    from dataclasses import replace
+
+    wrong = replace(
+        KERNEL, gamma=torch.tensor([-6.0, 5.0], dtype=torch.float64)
+    )  # spectrum -6 + ... at high ω
+    assert not bool(wrong.admissible())
+    assert bool(KERNEL.admissible())
+
+
+def test_free_energy_of_boltzmann_samples():
+    x = torch.randn(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / math.sqrt(2)
+    found = free_energy(x, 1.0)
+    at = torch.linspace(-1.5, 1.5, 31, dtype=torch.float64)
+    torch.testing.assert_close(found.gradient(at), 2 * at, rtol=0, atol=0.12)
+    energy = found.energy(at)
+    torch.testing.assert_close(energy - energy[15], at**2, rtol=0, atol=0.03)
+    far = torch.tensor([5.0, 6.0, 7.0], dtype=torch.float64)
+    assert float(found.gradient(far).diff(n=2).abs().max()) < 1e-9  # linear outside
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kT": -1.0}, "thermal energy must be positive"),
+        ({"dt": 0.0}, "time step must be positive"),
+        ({"n_lags": 400}, "cannot be estimated"),
+        ({"velocity": "backward"}, "velocity must be"),
+        ({"period": 6.28}, "boundary term"),
+        ({"times": torch.arange(300) * 0.1001}, "time stamps step"),
+        ({"n_lags": 5, "t_max": 1.0}, "not both"),
+        ({"equation": "third"}, "equation must be"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_at_the_door(change, message):
+    x = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    arguments = {"dt": 0.1, "kT": 1.0, "n_lags": 20, "potential": Harmonic(1.0)} | change
+    if "t_max" not in change and "n_lags" not in change:
+        arguments["n_lags"] = 20
+    with pytest.raises(ValueError, match=message):
+        extract_kernel(x, **arguments)
+
+
+def test_positions_that_are_not_numbers_are_refused():
+    x = torch.zeros(100)
+    x[17] = torch.nan
+    with pytest.raises(ValueError, match=r"first at index \[17\]"):
+        extract_kernel(x, 0.1, 1.0)
+    with pytest.raises(ValueError, match="fewer bins"):
+        extract_kernel(torch.cat([torch.rand(500), 50 + torch.rand(500)]), 0.1, 1.0)
+    with pytest.warns(UserWarning, match="fewer than 10"):
+        extract_kernel(torch.randn(300), 0.1, 1.0, n_lags=100, potential=Harmonic(1.0))
+    with pytest.raises(ValueError, match="at least 0"):
+        exponential_kernel([-1.0], [1.0])
+
+
+@pytest.mark.slow
+def test_double_well_from_a_long_trajectory():
+    """16·10⁶ steps; a single 10⁶ has a standard error of 4.5 % on G(5) from rare crossings of the barrier."""
+    generator = torch.Generator().manual_seed(0)
+    x = simulate(
+        KERNEL, DoubleWell(2.0), mass=1.0, kT=1.0, step=0.01, samples=10**6, lanes=16,
+        dtype=torch.float32, generator=generator,
+    )  # fmt: skip
+    found = extract_kernel(x, 0.01, 1.0, n_lags=1000, resamples=50, generator=generator)
+    assert float(found.G[500]) == pytest.approx(7.5896, rel=0.03)
+    assert float(found.Gamma[0]) == pytest.approx(12.5, rel=0.05)
+    assert float(found.mass) == pytest.approx(1.0, rel=0.03)
+    assert float(found.virial_ratio) == pytest.approx(1.0, abs=0.02)
+    single = [extract_kernel(one, 0.01, 1.0, n_lags=1000) for one in x]
+    G = torch.stack([one.G[500] for one in single])
+    assert float(G.std()) < 0.06 * 7.5896
+    assert all(abs(float(one.mass) - 1) < 0.06 for one in single)
