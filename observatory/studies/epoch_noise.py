@@ -93,7 +93,9 @@ def _kinds(runs: Sequence[FinishedRun]) -> list[_Kind]:
     return [
         _Kind(
             sampling,
-            *(torch.cat([getattr(k, name) for k in kinds]) for name in ("curvature", "variance", "expected")),
+            curvature=torch.cat([k.curvature for k in kinds]),
+            variance=torch.cat([k.variance for k in kinds]),
+            expected=torch.cat([k.expected for k in kinds]),
             crossover=kinds[0].crossover,
             dissipation=[r for k in kinds for r in k.dissipation],
         )
