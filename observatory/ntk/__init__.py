@@ -3,16 +3,26 @@
 from observatory.ntk.collective import KernelVariables, collective_variables, kernel_distance, to_matrix
 from observatory.ntk.empirical import empirical_ntk, empirical_ntk_by_layer
 from observatory.ntk.instrument import CollectiveVariables
+from observatory.ntk.lanczos import (
+    EstimatedVariables,
+    estimated_spectrum,
+    estimated_variables,
+    kernel_product,
+)
 from observatory.ntk.norms import gradient_products, squared_gradient_norms, squared_gradient_norms_by_layer
 
 __all__ = [
     "CollectiveVariables",
+    "EstimatedVariables",
     "KernelVariables",
     "collective_variables",
     "empirical_ntk",
     "empirical_ntk_by_layer",
+    "estimated_spectrum",
+    "estimated_variables",
     "gradient_products",
     "kernel_distance",
+    "kernel_product",
     "squared_gradient_norms",
     "squared_gradient_norms_by_layer",
     "to_matrix",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,12 +39,21 @@ def example_gradients(
         return gradients
 
     axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, x)
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        warnings.catch_warnings(),
-    ):  # the fused attentions have no batching rule
-        warnings.filterwarnings("ignore", message="There is a performance drop")  # nor have some others
+    with batchable():
         return dict(torch.func.vmap(one, in_dims=(axes, 1))(x, directions))
+
+
+@contextmanager
+def batchable() -> Iterator[None]:
+    """Within, attention is made of operations that have batching rules and forward-mode derivatives."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a whole transformer layer in one call
+    try:
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the fused attentions have neither
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # nor have some others
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def rows(x: Any, start: int, stop: int) -> Any:
