@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -56,6 +57,9 @@ def weightless_twin(module: nn.Module) -> nn.Module:
         for submodule in module.modules():
             _share_uncopyable(submodule, memo)
         twin = _copied(module, memo)
+    for part in twin.modules():
+        if isinstance(part, OptimizedModule):  # a submodule wrapped by torch.compile
+            part.__dict__["forward"] = part._orig_mod.__call__
     return twin.eval()
 
 

@@ -23,23 +23,22 @@ class ConvolutionFactors(SiteFactors):
         self.inputs = self.channels * math.prod(self.kernel)
         self.sites = call.shape.numel() // (n * self.out_channels)
 
-    def _patches(self) -> Tensor:
+    def _patches(self, at: slice) -> Tensor:
         rank = len(self.kernel)
         stride, dilation = (self._each(self.call.arguments.get(key, 1)) for key in ("stride", "dilation"))
-        padding, x = self._padding(dilation), self.call.input
+        x = self.by_example(self.call.input[None])[0, at]  # (n, r, channels, *pixels)
+        n, r = x.shape[:2]
+        x, padding = x.flatten(0, 1), self._padding(dilation)
         if any(padding):
             x = functional.pad(x, padding)
-        x = x.movedim(1, -1).contiguous()  # (N·r, *pixels, channels)
+        x = x.movedim(1, -1).contiguous()  # (n·r, *pixels, channels)
         for d in range(rank):
             window = dilation[d] * (self.kernel[d] - 1) + 1
             x = x.unfold(1 + d, window, stride[d])[..., :: dilation[d]]
-        x = x.unflatten(1 + rank, (self.groups, self.channels))  # (N·r, *sites, g, channels, *kernel)
-        order = (1 + rank, *range(1, 1 + rank), *range(3 + rank, 3 + 2 * rank), 2 + rank)
-        if len(x) == self.n:
-            return x.permute(0, *order).reshape(self.n, self.groups, self.sites, self.inputs)
-        x = self.by_example(x[None])[0]  # (N, r, ...)
-        x = x.permute(0, 1 + order[0], 1, *(1 + k for k in order[1:]))
-        return x.reshape(self.n, self.groups, self.sites, self.inputs)
+        x = x.unflatten(1 + rank, (self.groups, self.channels))  # (n·r, *sites, g, channels, *kernel)
+        x = x.unflatten(0, (n, r))
+        order = (2 + rank, *range(1, 2 + rank), *range(4 + rank, 4 + 2 * rank), 3 + rank)
+        return x.permute(0, *order).reshape(n, self.groups, self.sites, self.inputs)
 
     def backward(self, gradient: Tensor) -> Tensor:
         b = self.by_example(gradient.flatten(3))  # (D, N, r, channels, sites of one)

@@ -72,22 +72,28 @@ class SiteFactors(Factors):
     one_hot = False  # whether U is one-hot, and never formed
 
     @abstractmethod
-    def _patches(self) -> Tensor:
-        """U from the call's input."""
+    def _patches(self, at: slice) -> Tensor:
+        """U of some examples from the call's input, (n, groups, sites, inputs)."""
 
     @cached_property
     def unbiased(self) -> Tensor:
         """U, (N, groups, sites, inputs), without the one for the bias."""
+        return self._unbiased(slice(None))
+
+    def _unbiased(self, at: slice) -> Tensor:
         if self.weighted:
-            return self._patches()
-        return torch.ones(()).to(self.call.input).expand(self.n, self.groups, self.sites, 0)
+            return self._patches(at)
+        n = len(range(self.n)[at])
+        return torch.ones(()).to(self.call.input).expand(n, self.groups, self.sites, 0)
 
     @cached_property
     def patches(self) -> Tensor:
         """U, (N, groups, sites, columns): the inputs, and one for the bias."""
-        patches = functional.pad(self.unbiased, (0, 1), value=1.0) if self.biased else self.unbiased
-        self.__dict__.pop("unbiased")  # one of them is enough to keep
-        return patches
+        return self._biased(slice(None))
+
+    def _biased(self, at: slice) -> Tensor:
+        patches = self._unbiased(at)
+        return functional.pad(patches, (0, 1), value=1.0) if self.biased else patches
 
     @property
     def columns(self) -> int:
@@ -113,14 +119,19 @@ class SiteFactors(Factors):
             at: which outputs.
             out: where to write them.
         """
-        patches = self.patches.flatten(0, 1)
-        rows = [one[..., at].flatten(0, 1).mT for part in b for one in part]  # (N·g, o, s) for each direction
-        shape = (len(rows), *rows[0].shape[:2], self.columns)
-        out = patches.new_empty(shape) if out is None else out.view(shape)
-        step = max(1, CACHED_NUMBERS // patches[0].numel()) if len(rows) > 1 else len(patches)
-        for k in range(0, len(patches), step):  # patches stay in the cache from one direction to the next
+        rows = [one[..., at].mT for part in b for one in part]  # (N, g, o, s) for each direction
+        shape = (len(rows), *rows[0].shape[:3], self.columns)
+        out = rows[0].new_empty(shape) if out is None else out.view(shape)
+        whole = rows[0].shape[2] == self.outputs and len(rows) > 1
+        step = (
+            max(1, CACHED_NUMBERS // (self.groups * self.sites * self.columns)) if len(rows) > 1 else self.n
+        )
+        for k in range(0, self.n, step):  # patches stay in the cache from one direction to the next
+            some = slice(k, k + step)
+            # used once for some directions, they are made where they are needed: memory is dearer than that
+            patches = (self._biased(some) if whole else self.patches[some]).flatten(0, 1)
             for one, target in zip(rows, out, strict=True):
-                torch.bmm(one[k : k + step], patches[k : k + step], out=target[k : k + step])
+                torch.bmm(one[some].flatten(0, 1), patches, out=target[some].flatten(0, 1))
         return out.view(len(rows), self.n, -1)
 
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
@@ -158,8 +169,8 @@ class LinearFactors(SiteFactors):
         self.outputs, self.inputs = call.shape[-1], call.input.shape[-1]
         self.sites = call.shape.numel() // (n * self.outputs)
 
-    def _patches(self) -> Tensor:
-        return self.by_example(self.call.input[None]).reshape(self.n, 1, self.sites, self.inputs)
+    def _patches(self, at: slice) -> Tensor:
+        return self.by_example(self.call.input[None])[0, at].reshape(-1, 1, self.sites, self.inputs)
 
     def backward(self, gradient: Tensor) -> Tensor:
         shape = (len(gradient), self.n, 1, self.sites, self.outputs)
@@ -182,7 +193,7 @@ class EmbeddingFactors(SiteFactors):
         padding = call.arguments.get("padding_idx")
         self.counted = None if padding is None else self.tokens != padding % self.inputs
 
-    def _patches(self) -> Tensor:
+    def _patches(self, at: slice) -> Tensor:
         raise NotImplementedError("equal tokens are counted instead")
 
     def overlaps(self, other: SiteFactors, i: slice, j: slice) -> Tensor:
