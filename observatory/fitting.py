@@ -74,7 +74,7 @@ class ObservatoryCLI(LightningCLI):
             or self.trainer.interrupted
         ):
             return
-        if self.datamodule is not None and _has_test(self.datamodule):
+        if self.datamodule is not None and has_test(self.datamodule):
             self.trainer.test(self.model, self.datamodule, verbose=False)
         summarise(self.trainer)
 
@@ -155,5 +155,6 @@ def _stations(trainer: Trainer) -> list[Station]:
     return [station for callback in watching for station in callback.observer.stations]
 
 
-def _has_test(data: LightningDataModule) -> bool:
+def has_test(data: LightningDataModule) -> bool:
+    """Whether the module brings a test split."""
     return type(data).test_dataloader is not LightningDataModule.test_dataloader

@@ -73,7 +73,8 @@ def _from_events(folder: Path) -> Curves:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()["scalars"]
-    found = {tag: events.Scalars(tag) for tag in tags}
+    found = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in tags}  # a resumed run's count
     return {
-        tag: ([float(e.step) for e in points], [e.value for e in points]) for tag, points in found.items()
+        tag: ([float(step) for step in sorted(points)], [points[step] for step in sorted(points)])
+        for tag, points in found.items()
     }

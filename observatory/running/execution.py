@@ -7,19 +7,24 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 
+from observatory.fitting import has_test
 from observatory.records import open_run
 from observatory.report import write_report
+from observatory.running.bookmark import Bookmark
 from observatory.running.configured import ConfiguredRun, quietly
 from observatory.running.hparams import write_hparams
 from observatory.running.plan import PlannedRun
 from observatory.studies import FinishedRun
 
-MARKER = "finished.json"  # written last and as a whole: without it a run is not finished
 CLAIM = "run.yaml"  # written first: what the folder is for
+BOOKMARK = "resume.ckpt"  # while it is not finished
+MARKER = "finished.json"  # written last: without it a run is not finished
+END = "checkpoints/end.ckpt"  # the weights that it ended with
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class RunFolder:
                 raise ValueError(f"{self.path} is not empty and holds no {CLAIM}; give another --output")
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.run.config, sort_keys=False, allow_unicode=True)
-            _replace(file, f"# {self.run.identity}\n{text}")
+            write_whole(file, f"# {self.run.identity}\n{text}")
         elif file.read_text(encoding="utf-8").split("\n", 1)[0] != f"# {self.run.identity}":
             raise ValueError(
                 f"{self.path} was made with another configuration, see its {CLAIM}; "
@@ -56,11 +61,10 @@ class RunFolder:
         content = json.loads(file.read_text(encoding="utf-8"))
         return FinishedRun(self.run.name, self.run.point, content["metrics"], self.path)
 
-    def checkpoint(self) -> Path | None:
-        """The newest checkpoint of a run that was interrupted; without one, what it left is removed."""
-        found = sorted(self.path.glob("checkpoints/*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
-        if found:
-            return found[-1]
+    def bookmark(self) -> Path | None:
+        """Where an interrupted run goes on; if nowhere, what it left is removed."""
+        if (self.path / BOOKMARK).is_file():
+            return self.path / BOOKMARK
         for leftover in self.path.iterdir():
             if leftover.is_dir():
                 shutil.rmtree(leftover)
@@ -73,33 +77,47 @@ class RunFolder:
         write_hparams(self.path, self.run.point, initial_state(self.path), metrics)
         if self.run.config.get("report", True) and _is_recorded(self.path):
             write_report(self.path)
-        content = {"configuration": self.run.identity, "metrics": dict(metrics)}
-        _replace(self.path / MARKER, json.dumps(content, indent=1) + "\n")
+        write_whole(self.path / MARKER, json.dumps({"metrics": dict(metrics)}, indent=1) + "\n")
+        (self.path / BOOKMARK).unlink(missing_ok=True)
         return FinishedRun(self.run.name, self.run.point, dict(metrics), self.path)
 
 
 def execute(folder: RunFolder) -> FinishedRun:
-    """Train, test, and write the page of one run; from its last checkpoint where there is one.
+    """Train, test, and write the page of one run; from where it was interrupted if it was.
 
     Raises:
         KeyboardInterrupt: if somebody stopped it.
     """
-    checkpoint = folder.checkpoint()
+    bookmark = folder.bookmark()
     cli = ConfiguredRun(folder.run.configuration(folder.path.parent))
-    with quietly():
-        cli.trainer.fit(
-            cli.model,
-            cli.datamodule,
-            ckpt_path=checkpoint,
-            weights_only=True if checkpoint is not None else None,
-        )
-        metrics = last_metrics(cli.trainer)
-        if cli.trainer.interrupted:
-            raise KeyboardInterrupt
-        if cli.datamodule is not None and _has_test(cli.datamodule):
-            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
-            metrics |= last_metrics(cli.trainer)
+    cli.trainer.callbacks.append(Bookmark(folder.path / BOOKMARK))  # type: ignore[attr-defined]
+    metrics = train(cli.trainer, cli.model, cli.datamodule, bookmark, folder.path / END)
     return folder.finish(metrics)
+
+
+def train(
+    trainer: Trainer,
+    model: Any,
+    data: LightningDataModule | None,
+    bookmark: Path | None,
+    end: Path | None = None,
+) -> dict[str, float]:
+    """Fit from the bookmark on, test where there is a test split, save the end; the last value of metrics.
+
+    Raises:
+        KeyboardInterrupt: if somebody stopped it.
+    """
+    with quietly():
+        trainer.fit(model, data, ckpt_path=bookmark, weights_only=None if bookmark is None else True)
+        metrics = last_metrics(trainer)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if data is not None and has_test(data):
+            trainer.test(model, data, verbose=False)
+            metrics |= last_metrics(trainer)
+        if end is not None:
+            trainer.save_checkpoint(end, weights_only=False)
+    return metrics
 
 
 def last_metrics(trainer: Trainer) -> dict[str, float]:
@@ -115,15 +133,12 @@ def initial_state(folder: Path) -> dict[str, float]:
     return {name: float(run[name].values[0]) for name in run if run[name].values.ndim == 1 and len(run[name])}
 
 
-def _has_test(data: LightningDataModule) -> bool:
-    return type(data).test_dataloader is not LightningDataModule.test_dataloader
-
-
 def _is_recorded(folder: Path) -> bool:
     return (folder / "observatory" / "run.json").is_file()
 
 
-def _replace(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)

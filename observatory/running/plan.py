@@ -35,10 +35,11 @@ class PlannedRun:
                 "default_hp_metric": False,
             },
         }
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-        return with_values(
-            self.config, {f"trainer.{key}": value for key, value in ({"logger": logger} | quiet).items()}
-        )
+        trainer = {"logger": logger, "enable_progress_bar": False, "enable_model_summary": False}
+        given = self.config.get("trainer") or {}
+        if not given.get("callbacks"):  # then no ModelCheckpoint either, but for Lightning's own
+            trainer["enable_checkpointing"] = given.get("enable_checkpointing", False)
+        return with_values(self.config, {f"trainer.{key}": value for key, value in trainer.items()})
 
 
 def plan_runs(experiment: Experiment) -> list[PlannedRun]:

@@ -1,0 +1,44 @@
+"""A study killed at random instants ends as the uninterrupted one, and repeats no finished run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import killed_study
+import numpy as np
+import pytest
+
+from observatory.records import open_run
+from observatory.running import run_experiment
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_random_instants_it_concludes_the_same(seed: int, tmp_path: Path) -> None:
+    file = killed_study.write_study(tmp_path / "small.yaml")
+    script = [sys.executable, killed_study.__file__, file, tmp_path / "killed", str(seed)]
+    done = subprocess.run(script, check=True, timeout=120, capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) >= 1
+    run_experiment(file, output=tmp_path / "whole")
+    whole, killed = tmp_path / "whole/small", tmp_path / "killed/small"
+    for name in ("conclusion.json", "report.html"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    for folder in sorted(path.parent for path in whole.glob("*/observatory")):
+        one, other = open_run(folder), open_run(killed / folder.name)
+        assert list(one) == list(other)
+        for name in one:  # all steps, each once, each value bit for bit
+            assert np.array_equal(one[name].steps, other[name].steps)
+            assert np.array_equal(one[name].values, other[name].values, equal_nan=True)
+
+
+def test_finished_runs_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = killed_study.write_study(tmp_path / "small.yaml")
+    run_experiment(file, output=tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("small/*=*/**/*") if p.is_file()}
+    conclusion = (tmp_path / "small/conclusion.json").read_bytes()
+    run_experiment(file, output=tmp_path)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("small/*=*/**/*") if p.is_file()}
+    assert (tmp_path / "small/conclusion.json").read_bytes() == conclusion
+    run_experiment(file, output=tmp_path, dry_run=True)
+    assert "all valid, 4 of them finished" in capsys.readouterr().out
