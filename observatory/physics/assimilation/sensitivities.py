@@ -71,7 +71,7 @@ class Problem:
         return self._rows(found), self._assembled(slopes)
 
     def _sensitivities(self, at: Coordinates) -> tuple[Residuals, Residuals]:
-        """Residuals, and in a last dimension their derivatives along all directions: shared, own, components."""
+        """Residuals and, in a last dimension, their derivatives along all directions: shared, own, parts."""
         prepare_forward_mode()
         directions = self._directions(at)
 

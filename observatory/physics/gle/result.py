@@ -27,7 +27,7 @@ class Band:
 
 @dataclass(frozen=True)
 class MemoryKernel:
-    """Kernel Γ and running friction G of m ẍ = -U'(x) - ∫Γ(s)ẋ(t-s)ds + F of time series; (lags,), float64."""
+    """Kernel Γ and running friction G of m ẍ = -U'(x) - ∫Γ(s)ẋ(t-s)ds + F of data; (lags,), float64."""
 
     t: Tensor  # lags, from 0, unit of time
     G: Tensor  # ∫_0^t Γ, smoothed if asked for, mass/time

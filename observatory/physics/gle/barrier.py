@@ -1,0 +1,113 @@
+"""Crossing a barrier with memory: first-passage times simulated, by quadrature, and by Grote and Hynes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from observatory.physics.gle.kernels import ExponentialKernel
+from observatory.physics.gle.potentials import DoubleWell, Potential
+from observatory.physics.gle.simulation import trajectory_blocks
+
+
+def overdamped_passage_time(
+    potential: Potential, friction: float, kT: float, *, start: float, end: float, points: int = 20_001
+) -> float:
+    """τ = (γ/kT) ∫_start^end dx e^{U(x)/kT} ∫_{-∞}^x dy e^{-U(y)/kT}: no mass, no memory, start < end.
+
+    (Zwanzig, Nonequilibrium Statistical Mechanics, 2001, §4.)
+    """
+    low = start - 3 * (end - start)
+    y = torch.linspace(low, end, 4 * points, dtype=torch.float64)
+    below = torch.exp(-potential.energy(y) / kT)
+    inner = torch.nn.functional.pad(torch.cumulative_trapezoid(below, y), (1, 0))
+    on = y >= start
+    return float(friction / kT * torch.trapezoid((inner / below)[on], y[on]))
+
+
+def grote_hynes_rate(kernel: ExponentialKernel, well: DoubleWell, *, mass: float, kT: float) -> float:
+    """k = (ω₀/2π)(λ/ω_b) e^{-U₀/kT} with λ² + λΓ̃(λ)/m = ω_b², of leaving one well over a high barrier.
+
+    (Grote, Hynes, J. Chem. Phys. 73, 2715 (1980).)
+    """
+    top = 4 * well.barrier / (mass * well.width**2)  # ω_b²; ω₀² is twice that
+    low, high = 0.0, math.sqrt(top)
+    for _ in range(200):  # the left side rises in λ
+        middle = (low + high) / 2
+        s = torch.tensor([middle], dtype=torch.float64)
+        friction = float(kernel.laplace(s)[0])
+        low, high = (middle, high) if middle**2 + middle * friction / mass < top else (low, middle)
+    rate = math.sqrt(2 * top) / (2 * math.pi) * low / math.sqrt(top)
+    return rate * math.exp(-well.barrier / kT)
+
+
+@dataclass(frozen=True)
+class PassageTime:
+    """Mean time from first reaching one minimum to first reaching the other."""
+
+    mean: float
+    error: float  # standard error, from the scatter between lanes
+    crossings: int
+
+
+def passage_time(
+    kernel: ExponentialKernel,
+    well: DoubleWell,
+    *,
+    mass: float,
+    kT: float,
+    step: float,
+    duration: float,
+    lanes: int = 1024,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+) -> PassageTime:
+    """Simulated mean first-passage time between ±L, in equilibrium.
+
+    Successive first arrivals alternate between the minima, so that their mean distance is the time observed
+    over their number. Choose `duration` ≫ the result: the beginning of each lane, up to its first arrival, is
+    left out.
+
+    Args:
+        step: h; positions are looked at after each.
+        duration: of each lane.
+        lanes: independent particles.
+    """
+    blocks = trajectory_blocks(
+        kernel, well, mass=mass, kT=kT, step=step, lanes=lanes, dtype=dtype, generator=generator, most=1024
+    )
+    side = torch.zeros(lanes, dtype=torch.int8, device=kernel.gamma.device)
+    first, last = (torch.zeros(lanes, dtype=torch.float64, device=side.device) for _ in range(2))
+    arrivals = torch.zeros(lanes, dtype=torch.float64, device=side.device)
+    done, total = 0, math.ceil(duration / step)
+    for x in islice(blocks, 10**9):
+        mark = (x >= well.width).to(torch.int8) - (x <= -well.width).to(torch.int8)  # (T, lanes)
+        mark = _carried(torch.cat([side[None], mark]))
+        new = mark[1:] != mark[:-1]
+        when = torch.arange(1, len(x) + 1, dtype=torch.float64, device=x.device)[:, None] + done
+        earliest = torch.where(new, when, torch.inf).amin(0)
+        first = torch.where(arrivals == 0, earliest.nan_to_num(posinf=0.0), first)
+        last = torch.maximum(last, torch.where(new, when, 0.0).amax(0))
+        arrivals += new.sum(0)
+        side, done = mark[-1], done + len(x)
+        if done >= total:
+            break
+    waits = (arrivals - 1).clamp_min(0)
+    spans = (last - first) * step
+    crossings = waits.sum()
+    if not bool(crossings > 0):
+        raise ValueError(f"no particle crossed the barrier twice within {duration:g}: simulate longer")
+    mean = spans.sum() / crossings
+    error = ((spans - mean * waits).square().sum()).sqrt() / crossings
+    return PassageTime(float(mean), float(error), int(crossings))
+
+
+def _carried(mark: Tensor) -> Tensor:
+    """Each 0 replaced by the last mark before it, along the first axis."""
+    index = torch.arange(len(mark), device=mark.device)[:, None].expand_as(mark)
+    latest = torch.where(mark != 0, index, 0).cummax(0).values
+    return mark.gather(0, latest)

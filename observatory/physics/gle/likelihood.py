@@ -1,0 +1,160 @@
+"""Maximum likelihood of an exactly discretised equation: many starts, profiles, and what is identified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from observatory.physics.gle.kernels import ExponentialKernel
+from observatory.physics.gle.linear import periodogram, spectral_density, transition
+
+ITERATIONS = 60
+
+
+@dataclass(frozen=True)
+class WhittleFit:
+    """The best of many starts, and how well each parameter is known."""
+
+    mass: float
+    gamma: Tensor  # (n,)
+    tau: Tensor  # (n,), rising
+    log_error: Tensor  # standard errors of (ln m, ln γᵢ, ln τᵢ), (1 + 2n,)
+    loss: float  # Σ[ln S + I/S], minus the logarithm of the likelihood
+    optima: Tensor  # (ln m, ln γᵢ, ln τᵢ) at which each start ended, (starts, 1 + 2n)
+    losses: Tensor  # there, minus the best, (starts,)
+    profile_mass: Tensor  # masses held fixed, (points,)
+    profile: Tensor  # loss maximised over the rest, minus the best, (points,)
+
+    @property
+    def kernel(self) -> ExponentialKernel:
+        empty = self.gamma.new_zeros(0)
+        return ExponentialKernel(self.gamma, self.tau, self.gamma.new_zeros(()), empty, empty, empty)
+
+    @property
+    def mass_range(self) -> tuple[float, float]:
+        """Masses whose profile lies within 2 of the best: 95 %, within the range searched."""
+        inside = self.profile_mass[self.profile < 2]
+        return (float(inside.min()), float(inside.max())) if len(inside) else (self.mass, self.mass)
+
+    @property
+    def mass_identified(self) -> bool:
+        """Whether the 95 % range spans less than a factor of two."""
+        low, high = self.mass_range
+        return high < 2 * low
+
+
+def whittle_fit(
+    x: Tensor,
+    dt: float,
+    kT: float,
+    *,
+    terms: int = 1,
+    masses: Tensor | None = None,
+    stiffness: float | None = None,
+) -> WhittleFit:
+    """Mass, frictions and times of a harmonic equation with memory, observed at any step Δt.
+
+    Fisher scoring with damping, all starts at once: (JᵀJ + λ diag)⁻¹ Jᵀ(1 - I/S), J = ∂ln S/∂(ln m, ln γ,
+    ln τ). Above Δt ≈ 2τ the likelihood has several optima and is flat in the mass: read `mass_identified`.
+
+    Args:
+        x: positions, (N,) or (P, N).
+        dt: Δt.
+        kT: thermal energy.
+        terms: n exponentials.
+        masses: at which starts are made and the profile is taken; default 17 between 1/30 and 30 times
+            kT over the mean square of the half-step velocity times a tenth.
+        stiffness: k; default kT over the variance of the data.
+    """
+    x = x.reshape(-1, x.shape[-1]).double()
+    x = x - x.mean()
+    k = torch.as_tensor(
+        kT / float(x.square().mean()) if stiffness is None else stiffness, dtype=torch.float64
+    ).to(x)
+    frequency, power = periodogram(x)
+    if masses is None:
+        apparent = kT / float((x.diff() / dt).square().mean())
+        masses = apparent * torch.logspace(-2, 0.5, 11, dtype=torch.float64, device=x.device)
+    start = _starts(masses, x, dt, float(k), terms)
+
+    def log_density(theta: Tensor) -> Tensor:
+        m, gamma, tau = theta[0].exp(), theta[1 : 1 + terms].exp(), theta[1 + terms :].exp()
+        empty = gamma.new_zeros(0)
+        kernel = ExponentialKernel(gamma, tau, gamma.new_zeros(()), empty, empty, empty)
+        return (kT / k * spectral_density(transition(kernel, m, k, dt), frequency)).log()
+
+    free = torch.ones(start.shape[-1], dtype=torch.bool, device=x.device)
+    optima, losses, information = _score(log_density, power, start, free)
+    best = int(losses.argmin())
+    free[0] = False
+    held = optima[best].repeat(len(masses), 1)
+    held[:, 0] = masses.log()
+    other = torch.cat([held, start.index_select(0, torch.arange(len(masses), device=x.device))])
+    profile = _score(log_density, power, other, free)[1].reshape(2, -1).amin(0)
+    lowest = min(float(losses[best]), float(profile.min()))
+    error = torch.linalg.pinv(information[best], hermitian=True).diagonal().sqrt()
+    theta = optima[best]
+    order = theta[1 + terms :].argsort()
+    error = torch.cat([error[:1], error[1 : 1 + terms][order], error[1 + terms :][order]])
+    return WhittleFit(
+        float(theta[0].exp()),
+        theta[1 : 1 + terms][order].exp(),
+        theta[1 + terms :][order].exp(),
+        error,
+        lowest,
+        optima,
+        losses - lowest,
+        masses,
+        profile - lowest,
+    )
+
+
+def _starts(masses: Tensor, x: Tensor, dt: float, stiffness: float, terms: int) -> Tensor:
+    """(masses, 1 + 2n): the friction from the overdamped relaxation time, times around the step and above."""
+    rho = float((x[:, 1:] * x[:, :-1]).mean() / x.square().mean())
+    relaxation = dt / max(1e-3, -math.log(min(max(rho, 0.05), 0.999)))
+    gamma = torch.full((len(masses), terms), math.log(stiffness * relaxation / terms)).to(masses)
+    tau = torch.linspace(math.log(dt), math.log(dt) + 2 * (terms - 1), terms).to(masses)
+    return torch.cat([masses.log()[:, None], gamma, tau.expand(len(masses), -1)], -1)
+
+
+def _score(
+    log_density: Callable[[Tensor], Tensor], power: Tensor, theta: Tensor, free: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Optima (S, p), losses (S,) and Fisher information (S, p, p); parameters that are not free stay."""
+    values = torch.func.vmap(log_density)
+    slopes = torch.func.vmap(torch.func.jacfwd(log_density))
+
+    def loss_of(log_s: Tensor) -> Tensor:
+        total = (log_s + power * (-log_s).exp()).sum(-1)
+        return torch.where(total.isfinite(), total, torch.inf)
+
+    log_s = values(theta)
+    loss, damping = loss_of(log_s), torch.full_like(theta[:, 0], 1e-2)
+    information = torch.empty(0)
+    keep = free.to(theta)
+    for _ in range(ITERATIONS):
+        J = slopes(theta).nan_to_num() * keep  # (S, frequencies, p)
+        information = J.mT @ J
+        gradient = (J.mT @ (1 - power * (-log_s).exp())[..., None])[..., 0]
+        diagonal = information.diagonal(dim1=-2, dim2=-1)
+        damped = information + torch.diag_embed(
+            damping[:, None] * diagonal + 1e-9 * diagonal.amax(-1, keepdim=True) + ~free
+        )
+        step = torch.linalg.solve(damped, gradient).clamp(-1, 1)
+        trial = (theta - step).clamp(-14, 14) * keep + theta * ~free
+        log_trial = values(trial)
+        trial_loss = loss_of(log_trial)
+        better = trial_loss < loss
+        gain = torch.where(better, loss - trial_loss, 0.0)
+        theta = torch.where(better[:, None], trial, theta)
+        log_s = torch.where(better[:, None], log_trial, log_s)
+        loss = torch.where(better, trial_loss, loss)
+        damping = torch.where(better, damping / 5, damping * 4).clamp(1e-8, 1e8)
+        if bool(((gain < 1e-5) & (better | (damping > 1e4))).all()):
+            break
+    return theta, loss, information
