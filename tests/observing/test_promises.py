@@ -1,0 +1,76 @@
+"""What watching may cost: next to nothing where nobody looks, and never more than the budget."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from scenes import Outputs, batches, network
+
+import observatory
+
+
+def test_an_idle_step_costs_less_than_20_microseconds_per_instrument(tmp_path):
+    instruments = [Outputs(name=f"idle_{k}") for k in range(5)]
+    with observatory.watch(
+        network(), probe=batches()[0], instruments=instruments, out=tmp_path, every_n_steps=10**9
+    ) as watch:
+        fastest = float("inf")
+        for _ in range(5):  # the minimum: the machine may have other things to do
+            started = time.perf_counter()
+            for _ in range(200):
+                watch.step()
+            fastest = min(fastest, (time.perf_counter() - started) / 200)
+    assert fastest / len(instruments) < 20e-6
+
+
+class Slow(Outputs):
+    def observe(self, look):
+        time.sleep(0.5)
+        return super().observe(look)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("total_steps", [None, 13_000])
+def test_half_a_second_of_looking_beside_steps_of_5_ms_stays_within_the_budget(tmp_path, total_steps):
+    """The share of all looks but the first and the last, in a run of at least 60 s on a real clock."""
+    began = time.perf_counter()
+    with observatory.watch(
+        network(), probe=batches()[0], instruments=[Slow()], out=tmp_path, every_n_steps=1,
+        max_overhead=0.05, total_steps=total_steps,
+    ) as watch:  # fmt: skip
+        while time.perf_counter() - began < 66 and watch.updates < 13_000:
+            time.sleep(0.005)
+            watch.step()
+    seconds = time.perf_counter() - began
+    events = observatory.open_run(tmp_path).events("outputs")
+    looks = [e["seconds"] for e in events if e["event"] == "look" and not e["free"]]
+    assert seconds > 60 and len(looks) >= 3
+    assert sum(looks) / seconds < 0.06
+    assert [e for e in events if e["event"] == "postponed"]
+
+
+def test_share_of_cheap_looks_stays_within_the_budget(tmp_path):
+    """The same in three seconds: looks of 10 ms beside steps of 1 ms."""
+
+    class Short(Outputs):
+        def observe(self, look):
+            time.sleep(0.01)
+            return {"norm": torch.zeros(())}
+
+    began = time.perf_counter()
+    with observatory.watch(
+        network(), probe=batches()[0], instruments=[Short()], out=tmp_path, every_n_steps=1, max_overhead=0.05
+    ) as watch:
+        while time.perf_counter() - began < 3:
+            time.sleep(0.001)
+            watch.step()
+    seconds = time.perf_counter() - began
+    looks = [
+        e["seconds"]
+        for e in observatory.open_run(tmp_path).events("outputs")
+        if e["event"] == "look" and not e["free"]
+    ]
+    # without its length the run may spend what two further seconds would earn
+    assert len(looks) >= 3 and sum(looks) <= 0.05 * (seconds + 2)
