@@ -110,6 +110,22 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """The rows (first axis, any number on each rank) of all ranks in order. Every rank must call it."""
+    if world_size() == 1:
+        return tensor
+    all_here()
+    count = torch.tensor([len(tensor)], device=tensor.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    longest = int(torch.stack(counts).max())
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+
+
 def warn(message: str) -> None:
     """Warn on rank 0."""
     if rank() == 0:

@@ -1,0 +1,214 @@
+"""What one pass over the training data leaves: the Gram matrix of the features, or its triangular root."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from observatory.looking.ranks import all_reduce_sum, world_size
+from observatory.looking.undisturbed import undisturbed
+
+BLOCK = 128  # columns of the Gram matrix per product: only what lies on or above the diagonal is computed
+
+
+class Accumulator(nn.Module):
+    """A sum over rows that does not depend on their order, can be merged, and gives A = C + ς² I.
+
+    C = Σ_i ω_i f_i f_iᵀ, a sum and not a mean, not centred; ω_i is the loss weight of row i. Rows of half
+    precision are raised to float32; autocast and TF32 are off.
+
+    Args:
+        width: d, entries of a row.
+        device: of the sum.
+        dtype: of the sum.
+    """
+
+    matrix: Tensor  # (d, d)
+    rows: Tensor  # number of rows, int64
+    weight: Tensor  # Σ ω, float64
+
+    def __init__(
+        self, width: int, *, device: torch.device | None = None, dtype: torch.dtype = torch.float64
+    ) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"a row needs at least one entry, got width={width}")
+        self.register_buffer("matrix", torch.zeros(width, width, dtype=dtype, device=device))
+        self.register_buffer("rows", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64, device=device))
+
+    @property
+    def width(self) -> int:
+        return self.matrix.shape[0]
+
+    def update(self, features: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            features: (n, d); gradients are not followed.
+            weights: ω, (n,), not negative; default 1.
+
+        Raises:
+            ValueError: if the width differs, a weight is negative, or something is NaN or infinite.
+        """
+        features = features.detach()
+        if features.ndim != 2 or features.shape[1] != self.width:
+            raise ValueError(
+                f"features of shape {tuple(features.shape)} do not fit into an accumulator of width "
+                f"{self.width}: rows (n, {self.width}), the entry of the bias (1, or 0 for derivatives) last"
+            )
+        features = features.to(self.matrix.device, torch.promote_types(features.dtype, torch.float32))
+        if not torch.isfinite(features).all():
+            bad = int((~torch.isfinite(features)).any(1).sum())
+            raise ValueError(f"{bad} of {len(features)} rows of features are NaN or infinite")
+        if weights is not None:
+            weights = self._checked(weights, features)
+            features = features * weights.sqrt()[:, None].to(features.dtype)
+        with torch.no_grad(), undisturbed(features.device, streams=False):
+            self._add(features)
+            self.rows += len(features)
+            self.weight += len(features) if weights is None else weights.sum()
+
+    def _checked(self, weights: Tensor, features: Tensor) -> Tensor:
+        weights = weights.detach().to(features.device, torch.float64)
+        if weights.shape != features.shape[:1] or not bool((weights >= 0).all()):
+            raise ValueError(
+                f"weights must be {len(features)} numbers, none of them negative, "
+                f"got shape {tuple(weights.shape)}"
+            )
+        return weights
+
+    def _add(self, rows: Tensor) -> None:
+        """Add Σ f fᵀ of checked rows (n, d)."""
+        raise NotImplementedError
+
+    def merge(self, other: Accumulator) -> None:
+        """Add what another worker has accumulated.
+
+        Raises:
+            ValueError: if it is of another kind or width.
+        """
+        if type(self) is not type(other) or self.width != other.width:
+            raise ValueError(
+                f"a {type(self).__name__} of width {self.width} cannot take in a {type(other).__name__} of "
+                f"width {other.width}"
+            )
+        self._merge(other.matrix.to(self.matrix))
+        self.rows += other.rows.to(self.rows)
+        self.weight += other.weight.to(self.weight)
+
+    def _merge(self, matrix: Tensor) -> None:
+        raise NotImplementedError
+
+    def all_reduce(self) -> None:
+        """Add up what the ranks have; every rank must call it, and all have the same sum afterwards."""
+        if world_size() > 1:
+            self._reduce()
+            self.rows.copy_(all_reduce_sum(self.rows))
+            self.weight.copy_(all_reduce_sum(self.weight))
+
+    def _reduce(self) -> None:
+        raise NotImplementedError
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """λ, (d,) descending and clamped at 0, and U, (d, d), of C = U diag(λ) Uᵀ."""
+        raise NotImplementedError
+
+    def root(self, reg: float) -> Tensor:
+        """Upper triangular R with RᵀR = C + ς² I, (d, d) float64; `reg` is ς² ≥ 0."""
+        raise NotImplementedError
+
+
+class Gram(Accumulator):
+    """C itself: products in the precision of the features, their sum in float64. 2 d² operations a row."""
+
+    _decomposed: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None  # of which state of the matrix
+
+    def _add(self, rows: Tensor) -> None:
+        for start in range(0, self.width, BLOCK):
+            end = min(start + BLOCK, self.width)
+            self.matrix[:end, start:end] += rows[:, :end].mT @ rows[:, start:end]
+
+    def _merge(self, matrix: Tensor) -> None:
+        self.matrix += matrix
+
+    def _reduce(self) -> None:
+        self.matrix.copy_(all_reduce_sum(self.matrix))
+
+    def gram(self) -> Tensor:
+        """C, (d, d) float64, symmetric."""
+        upper = self.matrix.triu()
+        return upper + upper.triu(1).mT
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        state = (self.matrix.data_ptr(), self.matrix._version)
+        if self._decomposed is None or self._decomposed[0] != state:
+            values, vectors = torch.linalg.eigh(self.gram().double())
+            self._decomposed = state, (values.flip(0).clamp_min(0), vectors.flip(1))
+        return self._decomposed[1]
+
+    def root(self, reg: float) -> Tensor:
+        # Not Cholesky: clamped eigenvalues are positive even where rounding makes C + ς² I indefinite.
+        values, vectors = self.spectrum()
+        return _triangle((values + reg).sqrt()[:, None] * vectors.mT)
+
+
+class Root(Accumulator):
+    """An upper triangular R with RᵀR = C by QR of stacked rows: twice the digits of the Gram matrix.
+
+    Rows wait until there are d of them; O(d²) operations a row, several times those of `Gram`.
+    """
+
+    def __init__(self, width: int, **options: Any) -> None:
+        super().__init__(width, **options)
+        self._waiting: list[Tensor] = []
+
+    def _add(self, rows: Tensor) -> None:
+        self._waiting.append(rows.to(self.matrix.dtype))
+        if sum(map(len, self._waiting)) >= self.width:
+            self.flush()
+
+    def flush(self) -> None:
+        """Take in the rows that wait."""
+        if self._waiting:
+            stacked, self._waiting = torch.cat([self.matrix, *self._waiting]), []
+            self.matrix.copy_(_triangle(stacked))
+
+    def merge(self, other: Accumulator) -> None:
+        if isinstance(other, Root):
+            other.flush()
+        super().merge(other)
+
+    def _merge(self, matrix: Tensor) -> None:
+        self.flush()
+        self.matrix.copy_(_triangle(torch.cat([self.matrix, matrix])))
+
+    def _reduce(self) -> None:
+        self.flush()
+        gathered = self.matrix.new_zeros(world_size(), *self.matrix.shape)
+        gathered[torch.distributed.get_rank()] = self.matrix
+        self.matrix.copy_(_triangle(all_reduce_sum(gathered).flatten(0, 1)))
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        self.flush()
+        _, values, vectors = torch.linalg.svd(self.matrix.double())
+        return values.square(), vectors.mT
+
+    def root(self, reg: float) -> Tensor:
+        self.flush()
+        prior = torch.eye(self.width, dtype=torch.float64, device=self.matrix.device) * reg**0.5
+        return _triangle(torch.cat([self.matrix.double(), prior]))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.flush()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+def _triangle(rows: Tensor) -> Tensor:
+    """R of a QR decomposition, (d, d) upper triangular."""
+    return torch.linalg.qr(rows, mode="r").R
+
+
+ACCUMULATORS: dict[str, type[Accumulator]] = {"gram": Gram, "sqrt": Root}

@@ -1,0 +1,286 @@
+"""What regression and classification share: the pass over the data, and the rigidity of the last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, DistributedSampler
+
+from observatory.looking import Forward, Output
+from observatory.looking.probe import split_batch
+from observatory.looking.ranks import warn, world_size
+from observatory.uncertainty.accumulators import ACCUMULATORS, Accumulator
+from observatory.uncertainty.layer import LastLayer, Pool, find_last_layer
+from observatory.uncertainty.regulariser import fixed_reg
+from observatory.uncertainty.rigidity import Rigidity
+
+Weights = Callable[[Any], Tensor]
+MODAL = (_DropoutNd, _NormBase, nn.MultiheadAttention)  # what they return depends on the mode
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One batch of a loader, seen through the network."""
+
+    output: Tensor  # as the network returned it
+    features: Tensor  # (n, d)
+    targets: Any  # None if the batch has none
+    batch: Any
+
+
+class LastLayerPosterior(nn.Module):
+    """A trained network with the Gram matrix of its last layer's features.
+
+    The network is referred to, not copied. It is evaluated in evaluation mode, and is in the mode in which it
+    was found afterwards.
+
+    Args:
+        model: the network.
+        reg: ς², the number added to the diagonal of the Gram matrix; "auto" is 10⁻⁶ trace(C)/d.
+        last_layer: the layer, or its name; default the nn.Linear executed last, if its output is the
+            network's.
+        pool: the linear map that follows it, from (rows ..., k) to (n, k), such as `lambda f: f.sum(1)`.
+        accumulator: "gram" sums f fᵀ; "sqrt" keeps its triangular root, with twice the digits, for d ≲ 512.
+        accumulate_in: precision in which rows are multiplied; default their own.
+        inputs, targets: parts of a batch; default its first and second.
+        forward: how the model is called on the inputs, `forward(model, inputs)`; default `model(inputs)`.
+        output: which part of what the model returns is meant.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reg: float | str = "auto",
+        last_layer: str | nn.Module | None = None,
+        pool: Pool | None = None,
+        accumulator: Literal["gram", "sqrt"] = "gram",
+        accumulate_in: torch.dtype | None = None,
+        inputs: Callable[[Any], Any] | None = None,
+        targets: Callable[[Any], Any] | None = None,
+        forward: Forward | None = None,
+        output: Output | None = None,
+    ) -> None:
+        super().__init__()
+        if accumulator not in ACCUMULATORS:
+            raise ValueError(f"accumulator must be one of {', '.join(ACCUMULATORS)}, got {accumulator!r}")
+        if not isinstance(reg, str) and not reg >= 0:
+            raise ValueError(f"reg is the number ς² ≥ 0 added to the diagonal, got {reg}")
+        self.model, self.requested_reg, self.kind = model, reg, accumulator
+        self.accumulate_in = accumulate_in
+        self._last_layer, self._pool = last_layer, pool
+        self._inputs, self._targets, self._forward, self._output = inputs, targets, forward, output
+        self.layer: LastLayer | None = None
+        self.gram: Accumulator | None = None
+        self.rigidity: Rigidity | None = None
+
+    # The pass over the data
+
+    def fit(self, loader: Any, *, weights: Weights | None = None) -> Any:
+        """Accumulate the Gram matrix over a loader, add up what the ranks have, and factorise.
+
+        Args:
+            loader: batches of the training data, without shuffled augmentation; order does not matter.
+            weights: ω of the rows of a batch, (n,); default 1.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: if there is nothing in the loader, or features are NaN or infinite (with the batch).
+        """
+        self.gram = None
+        examples = 0
+        for number, rows in enumerate(self._passing(loader, weights is not None)):
+            gram = self._accumulator(rows.features)
+            try:
+                self._take(rows, gram, None if weights is None else weights(rows.batch))
+            except ValueError as error:
+                raise ValueError(f"batch {number}: {error}") from error
+            examples += len(rows.output)
+        if self.gram is None:
+            raise ValueError("the loader is empty: there is nothing to fit")
+        self._check_count(loader, examples)
+        self._all_reduce()
+        self.factorise()
+        return self
+
+    def _take(self, rows: Rows, gram: Accumulator, weights: Tensor | None) -> None:
+        gram.update(self._raised(rows.features), weights)
+
+    def _all_reduce(self) -> None:
+        assert self.gram is not None
+        self.gram.all_reduce()
+
+    def update(self, features: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows of features (n, d) with loss weights ω (n,), such as ∂f/∂x of derivative targets.
+
+        The entry of the bias is the last one: 1, or 0 for derivatives. Factorise when all are there.
+        """
+        self._accumulator(features).update(self._raised(features), weights)
+
+    def _raised(self, features: Tensor) -> Tensor:
+        return features if self.accumulate_in is None else features.to(self.accumulate_in)
+
+    def _accumulator(self, features: Tensor) -> Accumulator:
+        if self.gram is None:
+            self.gram = ACCUMULATORS[self.kind](features.shape[-1], device=features.device)
+        return self.gram
+
+    def factorise(self, reg: float | None = None) -> None:
+        """Prepare predictions with ς² = `reg`; default the one asked for at construction."""
+        if self.gram is None:
+            raise RuntimeError("nothing was accumulated: call fit or update first")
+        chosen = self._chosen_reg() if reg is None else reg
+        if int(self.gram.rows) < self.gram.width:
+            warn(
+                f"{int(self.gram.rows)} rows for {self.gram.width} features: in the directions that no row "
+                "has, the variance is set by ς² alone"
+            )
+        dtype = self._dtype()
+        self.rigidity = Rigidity(self.gram.width, dtype=dtype, device=self.gram.matrix.device)
+        self.rigidity.factorise(self.gram, chosen)
+
+    def _chosen_reg(self) -> float:
+        assert self.gram is not None
+        if not isinstance(self.requested_reg, str):
+            return float(self.requested_reg)
+        return fixed_reg(self.gram.spectrum()[0])
+
+    def _dtype(self) -> torch.dtype:
+        first = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        return torch.promote_types(first, torch.float32)
+
+    # Looking through the network
+
+    def _call(self, x: Any) -> Any:
+        returned = self.model(x) if self._forward is None else self._forward(self.model, x)
+        return returned if self._output is None else self._output(returned)
+
+    def _watch(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Output as returned, and features (n, d)."""
+        if self.layer is None:
+            self.layer = find_last_layer(
+                self.model, lambda: self._call(x), name=self._last_layer, pool=self._pool
+            )
+        output, features = self.layer.watch(lambda: self._call(x))
+        return output, features
+
+    def _passing(self, loader: Any, whole: bool = False) -> Iterator[Rows]:
+        """Every batch of this rank's part of a loader, seen in evaluation mode without gradients."""
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        left = _own_examples(loader)
+        with evaluating(self.model), torch.no_grad():
+            for batch in loader:
+                batch = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+                part = split_batch(batch, inputs=self._inputs, targets=self._targets)
+                output, features = self._watch(part.inputs)
+                rows = Rows(output, features, part.targets, batch if whole else None)
+                if left is not None and len(part) > left:
+                    rows = _first(rows, left, len(part))
+                if left is not None:
+                    left -= min(left, len(part))
+                if len(rows.output):
+                    yield rows
+
+    def _check_count(self, loader: Any, examples: int) -> None:
+        dataset = getattr(loader, "dataset", None)
+        if (
+            world_size() == 1
+            and isinstance(dataset, Sized)
+            and not isinstance(dataset, torch.utils.data.IterableDataset)
+        ):
+            expected = len(dataset)
+            if examples != expected:
+                dropped = getattr(loader, "drop_last", False)
+                warn(
+                    f"{examples} examples were seen of {expected} in the data set"
+                    + ("; make the loader with drop_last=False" if dropped else "")
+                )
+
+    @property
+    def fitted(self) -> Rigidity:
+        """The rigidity.
+
+        Raises:
+            RuntimeError: before `fit`.
+        """
+        if self.rigidity is None:
+            raise RuntimeError("nothing is known yet: call fit(training_loader) first")
+        return self.rigidity
+
+    def raw_variance(self, x: Any) -> Tensor:
+        """s²(x) = f(x)ᵀ A⁻¹ f(x), (n,): large far from the training data, whatever the scale α."""
+        with torch.no_grad(), evaluating(self.model, remind=True):
+            return self.fitted(self._watch(x)[1])
+
+    # State
+
+    def get_extra_state(self) -> dict[str, Any]:
+        layer = None if self.layer is None else self.layer.name
+        return {"layer": layer, "kind": self.kind, "reg": self.requested_reg}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.kind, self.requested_reg = state["kind"], state["reg"]
+        if state["layer"] is not None:
+            module = dict(self.model.named_modules())[state["layer"]]
+            assert isinstance(module, nn.Linear)
+            self.layer = LastLayer(state["layer"], module, self._pool)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Make room for what was fitted before it is loaded."""
+        root = state_dict.get(f"{prefix}rigidity.root")
+        matrix = state_dict.get(f"{prefix}gram.matrix")
+        extra = state_dict.get(f"{prefix}_extra_state", {})
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        if matrix is not None:
+            kind = ACCUMULATORS[extra.get("kind", self.kind)]
+            self.gram = kind(len(matrix), device=device, dtype=matrix.dtype)
+        if root is not None:
+            dtype = state_dict[f"{prefix}rigidity.projector"].dtype
+            self.rigidity = Rigidity(len(root), dtype=dtype, device=device)
+        self._make_room(state_dict, prefix, device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _make_room(self, state_dict: Any, prefix: str, device: torch.device) -> None:
+        """For what a subclass has fitted."""
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, remind: bool = False) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode of every submodule as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    if not any(training for _, training in modes):
+        yield
+        return
+    if remind and any(training and isinstance(m, MODAL) for m, training in modes):
+        warn("the network is in training mode; predictions are those of evaluation mode: call model.eval()")
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _own_examples(loader: Any) -> int | None:
+    """How many examples of a rank are its own: a DistributedSampler repeats the first ones at the end."""
+    sampler = getattr(loader, "sampler", None)
+    if not (isinstance(loader, DataLoader) and isinstance(sampler, DistributedSampler)) or sampler.drop_last:
+        return None
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+
+
+def _first(rows: Rows, examples: int, of: int) -> Rows:
+    """The first examples of a batch, each of which may have several rows."""
+    each = len(rows.features) // of
+    targets = tree_map(lambda t: t[:examples] if isinstance(t, Tensor) else t, rows.targets)
+    return Rows(rows.output[:examples], rows.features[: examples * each], targets, rows.batch)

@@ -1,0 +1,120 @@
+"""The inverse prediction rigidity s²(x) = f(x)ᵀ A⁻¹ f(x), and the spectrum of the features behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from observatory.uncertainty.accumulators import Accumulator
+
+FLOOR = 1e-12  # of λ_max: rounding of float32 features lies there, and below it null directions decide all
+BLOCKS = 4  # column blocks of the triangular product: 5/8 of the operations of a full one
+SMALLEST_BLOCK = 64  # columns; narrower products cost more than they save
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of the Gram matrix and what follows from them."""
+
+    eigenvalues: Tensor  # λ, (d,) float64, descending
+    reg: float  # ς²
+
+    @property
+    def effective_dimension(self) -> Tensor:
+        """d_eff = Σ_k λ_k/(λ_k + ς²), which is also the sum of the leverages of the training rows."""
+        return (self.eigenvalues / (self.eigenvalues + self.reg)).nan_to_num(0.0).sum()
+
+    @property
+    def rank(self) -> Tensor:
+        """Number of eigenvalues above 10⁻¹² λ_max."""
+        return (self.eigenvalues > FLOOR * self.eigenvalues[0]).sum()
+
+    @property
+    def participation_ratio(self) -> Tensor:
+        """(Σλ)²/Σλ²."""
+        return self.eigenvalues.sum().square() / self.eigenvalues.square().sum()
+
+    @property
+    def largest(self) -> Tensor:
+        """λ_max."""
+        return self.eigenvalues[0]
+
+
+class Rigidity(nn.Module):
+    """s²(f) = f A⁻¹ fᵀ = ‖f V‖² with V = R⁻¹ upper triangular, RᵀR = A = C + ς² I.
+
+    A sum of squares has no cancellation; computed in float64, kept in float64 and in the precision of the
+    features (see `prepare`).
+
+    Args:
+        width: d.
+        dtype: of the features.
+        device: of the result.
+    """
+
+    root: Tensor  # R, (d, d) float64
+    eigenvalues: Tensor  # λ of C, (d,) float64, descending
+    reg: Tensor  # ς², float64; NaN before the first factorisation
+    projector: Tensor  # V, (d, d) in the features' precision
+
+    def __init__(
+        self, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        double = {"dtype": torch.float64, "device": device}
+        self.register_buffer("root", torch.zeros(width, width, **double))
+        self.register_buffer("eigenvalues", torch.zeros(width, **double))
+        self.register_buffer("reg", torch.full((), torch.nan, **double))
+        self.register_buffer("projector", torch.zeros(width, width, dtype=dtype, device=device))
+
+    def factorise(self, accumulator: Accumulator, reg: float) -> None:
+        """From C and ς².
+
+        Raises:
+            ValueError: if ς² is negative, or 0 where C does not have full rank.
+        """
+        if not reg >= 0:
+            raise ValueError(f"reg is the number ς² ≥ 0 added to the diagonal, got {reg}")
+        values, _ = accumulator.spectrum()
+        spectrum = Spectrum(values, reg)
+        if reg == 0 and int(spectrum.rank) < len(values):
+            raise ValueError(
+                f"reg=0 needs features of full rank, but their Gram matrix has rank {int(spectrum.rank)} of "
+                f"{len(values)}; the smallest usable reg is {FLOOR * float(values[0]):.3g}"
+            )
+        root = accumulator.root(reg)
+        eye = torch.eye(len(values), dtype=root.dtype, device=root.device)
+        self.root.copy_(root)
+        self.eigenvalues.copy_(values)
+        self.reg.fill_(reg)
+        self.projector.copy_(torch.linalg.solve_triangular(root, eye, upper=True))
+
+    @property
+    def spectrum(self) -> Spectrum:
+        return Spectrum(self.eigenvalues, float(self.reg))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """s², (n,), of rows (n, d) in the precision of the features."""
+        total = features.new_zeros(len(features))
+        for start, end in _cuts(self.projector.shape[0]):
+            part = features[:, :end] @ self.projector[:end, start:end]
+            total = total + part.square().sum(1)
+        return total
+
+    def exact(self, features: Tensor) -> Tensor:
+        """The same in float64 by a triangular solve, (n,)."""
+        return self._solved(features).square().sum(0)
+
+    def covariance(self, features: Tensor, others: Tensor) -> Tensor:
+        """f A⁻¹ f'ᵀ between rows (n, d) and (m, d): (n, m) float64."""
+        return self._solved(features).mT @ self._solved(others)
+
+    def _solved(self, features: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.root.mT, features.double().mT, upper=False)  # (d, n)
+
+
+def _cuts(width: int) -> list[tuple[int, int]]:
+    size = max(SMALLEST_BLOCK, -(-width // BLOCKS))
+    return [(start, min(start + size, width)) for start in range(0, width, size)]
