@@ -63,10 +63,10 @@ class Rigidity(nn.Module):
         self, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        double = {"dtype": torch.float64, "device": device}
-        self.register_buffer("root", torch.zeros(width, width, **double))
-        self.register_buffer("eigenvalues", torch.zeros(width, **double))
-        self.register_buffer("reg", torch.full((), torch.nan, **double))
+        empty = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.register_buffer("root", empty)
+        self.register_buffer("eigenvalues", empty.new_zeros(width))
+        self.register_buffer("reg", empty.new_full((), torch.nan))
         self.register_buffer("projector", torch.zeros(width, width, dtype=dtype, device=device))
 
     def factorise(self, accumulator: Accumulator, reg: float) -> None:

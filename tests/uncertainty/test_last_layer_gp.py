@@ -176,8 +176,7 @@ def test_standard_deviation_has_the_shape_of_the_mean():
 
 
 def test_sum_over_atoms_is_the_sum_of_their_features():
-    atoms, y = table(120, outputs=1)
-    atoms = atoms.view(30, 4, 3)
+    atoms = table(120)[0].view(30, 4, 3)
 
     class Molecule(nn.Module):
         def __init__(self) -> None:
