@@ -7,6 +7,8 @@ Chong, Ceriotti & Grasselli 2024, doi:10.1088/2632-2153/ad805f.)
 
 from observatory.uncertainty.accumulators import Accumulator, Gram, Root
 from observatory.uncertainty.calibration import additive_noise, joint_covariance, scale
+from observatory.uncertainty.classification_metrics import classification_metrics
+from observatory.uncertainty.classifier import ClassPrediction, LastLayerClassifier
 from observatory.uncertainty.conformal import conformal_quantile
 from observatory.uncertainty.ensemble import ShallowEnsemble
 from observatory.uncertainty.gp import LastLayerGP, Prediction
@@ -16,7 +18,9 @@ from observatory.uncertainty.rigidity import Rigidity, Spectrum
 
 __all__ = [
     "Accumulator",
+    "ClassPrediction",
     "Gram",
+    "LastLayerClassifier",
     "LastLayerGP",
     "Prediction",
     "Rigidity",
@@ -25,6 +29,7 @@ __all__ = [
     "Spectrum",
     "additive_noise",
     "auroc",
+    "classification_metrics",
     "conformal_quantile",
     "joint_covariance",
     "regression_metrics",
