@@ -54,6 +54,22 @@ def fit_line(x: Tensor, y: Tensor) -> LineFit:
     )
 
 
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's r along the last axis, shape (...), float64; NaN where one of the two is constant."""
+    x, y = (v.double() - v.double().mean(-1, keepdim=True) for v in (x, y))
+    return (x * y).sum(-1) / ((x * x).sum(-1) * (y * y).sum(-1)).sqrt()
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Places 1 ... n along the last axis, float64; equal values share the mean of theirs.
+
+    Pearson's r of ranks is Spearman's ρ. Costs n² comparisons, so that resamples go through as a batch.
+    """
+    less = (values[..., None, :] < values[..., :, None]).sum(-1)
+    same = (values[..., None, :] == values[..., :, None]).sum(-1)
+    return less + (same.double() + 1) / 2
+
+
 @dataclass(frozen=True)
 class Interval:
     """A statistic with the spread that resampling gives it."""

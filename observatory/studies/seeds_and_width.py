@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from observatory.numerics.statistics import Interval, bootstrap, fit_line
+from observatory.numerics.statistics import Interval, bootstrap, correlation, fit_line, ranks
 from observatory.records import Finding, Panel
 from observatory.report import Section
 from observatory.studies.study import Conclusion, FinishedRun, Study
@@ -146,18 +146,11 @@ def _mean(values: Tensor, draws: int) -> Interval:
     return _interval(values, lambda v: v.mean(-2), draws)
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Mean ranks along the seeds (..., seeds, widths); equal values, as resamples have them, share theirs."""
-    less = (values[..., None, :, :] < values[..., :, None, :]).sum(-2)
-    same = (values[..., None, :, :] == values[..., :, None, :]).sum(-2)
-    return less + (same + 1) / 2
-
-
 def _rank_correlation(pairs: Tensor) -> Tensor:
     """Spearman's ρ of (..., seeds, widths, 2), ranks taken within each width and pooled."""
-    a, b = (_ranks(side) for side in pairs.unbind(-1))
-    a, b = a - a.mean(-2, keepdim=True), b - b.mean(-2, keepdim=True)
-    return (a * b).sum((-2, -1)) / ((a * a).sum((-2, -1)) * (b * b).sum((-2, -1))).sqrt()
+    a, b = (ranks(side.mT) for side in pairs.unbind(-1))  # (..., widths, seeds)
+    a, b = (side - side.mean(-1, keepdim=True) for side in (a, b))
+    return correlation(a.flatten(-2), b.flatten(-2))
 
 
 def _told(interval: Interval, digits: int = 2) -> str:

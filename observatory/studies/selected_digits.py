@@ -12,7 +12,10 @@ from observatory.ntk.selection import select_by_novelty
 
 
 class SelectedDigits(Digits):
-    """Handwritten digits as vectors; some of the training examples, all of the others.
+    """Handwritten digits as vectors; some of the training examples, all that are held out.
+
+    Validation and test are the same examples, the three tenths that are no candidates for training: the
+    lowest loss on them is what a study compares, and nothing is tuned with them.
 
     Args:
         count: number of training examples; they make one batch.
@@ -37,7 +40,8 @@ class SelectedDigits(Digits):
         whole = super().splits()
         x, y = whole.train
         chosen = self._chosen_from(x)
-        return whole._replace(train=(x[chosen], y[chosen]))
+        held_out = (torch.cat([whole.val[0], whole.test[0]]), torch.cat([whole.val[1], whole.test[1]]))
+        return Splits((x[chosen], y[chosen]), held_out, held_out)
 
     def _chosen_from(self, pool: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.draw)
