@@ -1,6 +1,7 @@
 """The empirical neural tangent kernel and its collective variables."""
 
 from observatory.ntk.collective import KernelVariables, collective_variables, kernel_distance, to_matrix
+from observatory.ntk.directions import loss_gradients
 from observatory.ntk.empirical import empirical_ntk, empirical_ntk_by_layer
 from observatory.ntk.instrument import CollectiveVariables
 from observatory.ntk.lanczos import (
@@ -10,11 +11,14 @@ from observatory.ntk.lanczos import (
     kernel_product,
 )
 from observatory.ntk.norms import gradient_products, squared_gradient_norms, squared_gradient_norms_by_layer
+from observatory.ntk.position import LossDecay, SpectralPosition, loss_decay, spectral_position
 
 __all__ = [
     "CollectiveVariables",
     "EstimatedVariables",
     "KernelVariables",
+    "LossDecay",
+    "SpectralPosition",
     "collective_variables",
     "empirical_ntk",
     "empirical_ntk_by_layer",
@@ -23,6 +27,9 @@ __all__ = [
     "gradient_products",
     "kernel_distance",
     "kernel_product",
+    "loss_decay",
+    "loss_gradients",
+    "spectral_position",
     "squared_gradient_norms",
     "squared_gradient_norms_by_layer",
     "to_matrix",

@@ -17,6 +17,7 @@ from observatory.ntk.blocks import Block
 from observatory.ntk.claims import claims_of
 from observatory.ntk.directions import CROSSED, KINDS, Kind, output_directions
 from observatory.ntk.gradients import rows
+from observatory.ntk.nonfinite import not_finite
 from observatory.ntk.sizes import sizes_of
 
 
@@ -33,6 +34,8 @@ def empirical_ntk(
     loss: Loss | None = None,
     layer_scale: Mapping[str, float] | None = None,
     max_memory: int = 2**30,
+    max_kernel: int = 2**32,
+    allow_nonfinite: bool = False,
     forward: Forward | None = None,
     output: Output | None = None,
     select: str | Callable[[str], bool] | None = None,
@@ -59,18 +62,30 @@ def empirical_ntk(
         layer_scale: factor of each parameter's part of the kernel by regular-expression-free prefix of its
             name ("features.0"); default 1.
         max_memory: bytes that activations and gradients may take at a time.
+        max_kernel: bytes that the kernel itself may take.
+        allow_nonfinite: return what is not finite instead of refusing a network that has diverged.
         forward, output, select: see `ModelFunction.of`.
 
     Returns:
         The kernel, in the dtype of the outputs (half precision is raised to float32), on their device.
 
     Raises:
-        ValueError: if the first axis of the output is not the examples', outputs are not finite where the
-            kind needs them, or an argument that the kind needs is missing.
+        ValueError: if the first axis of the output is not the examples', an example's output depends on the
+            others, the kernel is larger than `max_kernel` or not finite, or an argument that the kind needs
+            is missing.
     """
     function = ModelFunction.of(model, forward=forward, output=output, select=select)
     pairs = _Pairs(
-        function, (x, x if x2 is None else x2), kind, outputs, index, (targets, targets2), loss, max_memory
+        function,
+        (x, x if x2 is None else x2),
+        kind,
+        outputs,
+        index,
+        (targets, targets2),
+        loss,
+        max_memory,
+        max_kernel,
+        allow_nonfinite,
     )
     if not layer_scale:
         return pairs.kernel(by_layer=False, symmetric=x2 is None)[""]
@@ -94,6 +109,8 @@ def empirical_ntk_by_layer(
     targets2: Tensor | None = None,
     loss: Loss | None = None,
     max_memory: int = 2**30,
+    max_kernel: int = 2**32,
+    allow_nonfinite: bool = False,
     forward: Forward | None = None,
     output: Output | None = None,
     select: str | Callable[[str], bool] | None = None,
@@ -105,7 +122,16 @@ def empirical_ntk_by_layer(
     """
     function = ModelFunction.of(model, forward=forward, output=output, select=select)
     pairs = _Pairs(
-        function, (x, x if x2 is None else x2), kind, outputs, index, (targets, targets2), loss, max_memory
+        function,
+        (x, x if x2 is None else x2),
+        kind,
+        outputs,
+        index,
+        (targets, targets2),
+        loss,
+        max_memory,
+        max_kernel,
+        allow_nonfinite,
     )
     return pairs.kernel(by_layer=True, symmetric=x2 is None)
 
@@ -122,6 +148,8 @@ class _Pairs:
     targets: tuple[Tensor | None, Tensor | None]
     loss: Loss | None
     max_memory: int
+    max_kernel: int
+    allow_nonfinite: bool
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -137,6 +165,17 @@ class _Pairs:
                 f"outputs='per_site' goes with kind 'full', 'trace' or 'mean', not {self.kind!r}"
             )
         self.crossed = self.kind in CROSSED or self.sites > 1
+        self._check_size()
+
+    def _check_size(self) -> None:
+        each = self.c if self.crossed else 1
+        needed = self.n * self.m * each**2 * self.sizes.itemsize
+        if needed > self.max_kernel:
+            raise ValueError(
+                f"the kernel of {self.n} × {self.m} examples with {each} outputs takes {needed / 1e9:.3g} of "
+                f"max_kernel = {self.max_kernel / 1e9:.3g} GB: give fewer examples or take the "
+                "trace-contracted one (kind='trace'); estimated_variables(model, x) needs no kernel at all"
+            )
 
     def kernel(self, *, by_layer: bool, symmetric: bool) -> dict[str, Tensor]:
         """The kernel of every pair of examples, by layer or, under the name "", in all."""
@@ -153,6 +192,8 @@ class _Pairs:
                         parts[name] = part
                         continue
                     self._place(parts, name, part, at, of, mirrored=symmetric and i != j)
+        if not self.allow_nonfinite and not all(bool(part.isfinite().all()) for part in parts.values()):
+            raise ValueError(f"the kernel is not finite: {not_finite(self.function, self.xs)}")
         return {name: self._finished(part) for name, part in parts.items()}
 
     def _block(self, side: int, at: slice) -> Block:

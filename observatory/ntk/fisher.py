@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from observatory.looking.calls import record_calls
 from observatory.looking.model import Forward, ModelFunction, Output
 from observatory.looking.probe import Probe, forked_streams, split_batch
 from observatory.ntk.fisher_estimators import (
@@ -25,6 +24,7 @@ from observatory.ntk.fisher_estimators import (
 )
 from observatory.ntk.fisher_likelihoods import Likelihood, output_likelihood
 from observatory.ntk.gradients import rows
+from observatory.ntk.nonfinite import not_finite
 from observatory.ntk.norms import squared_gradient_norms_by_layer
 
 FisherKind = Literal["true", "empirical"]
@@ -159,7 +159,7 @@ def fisher_trace_by_layer(
     if found.whole.examples == 0:
         raise ValueError(f"every target is {ignore_index}, which marks padding: no example counts")
     if not allow_nonfinite and not bool(found.whole.value.isfinite()):
-        raise ValueError(f"the trace is not finite: {not_finite(function, part.inputs)}")
+        raise ValueError(f"the trace is not finite: {not_finite(function, [part.inputs])}")
     return found
 
 
@@ -197,14 +197,3 @@ def _batches(
             left = None if left is None else left - len(part)
             if left is not None and left <= 0:
                 return
-
-
-def not_finite(function: ModelFunction, x: Any) -> str:
-    """Says where the first number that is not finite stands."""
-    for name, parameter in function.parameters.items():
-        if not bool(parameter.isfinite().all()):
-            return f"parameter {name!r} is not; has the network diverged?"
-    for call in record_calls(function, x).calls:
-        if call.input.is_floating_point() and not bool(call.input.isfinite().all()):
-            return f"the input of the layer with {', '.join(call.parameters.values())} is not"
-    return "the outputs, or their gradients, overflow"

@@ -73,7 +73,7 @@ class CollectiveVariables(Instrument):
         return {"kernel": "trace-contracted", "keep_kernel": self.keep_kernel}
 
     def observe(self, look: Look) -> Mapping[str, Tensor]:
-        kernel = empirical_ntk(look.model, look.probe.inputs, kind="trace")
+        kernel = empirical_ntk(look.model, look.probe.inputs, kind="trace", allow_nonfinite=True)
         targets = look.probe.targets if _one_per_row(look.probe.targets, kernel) else None
         if targets is not None and not targets.is_floating_point():
             order = targets.argsort(stable=True)

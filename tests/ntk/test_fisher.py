@@ -415,7 +415,7 @@ REFUSED = {
     "at least one draw": lambda net, x, y: fisher_trace(net, x, y, draws=0),
     "give fewer examples": lambda net, x, y: fisher_spectrum(net, x, y, max_memory=1000),
     "mark padding": lambda net, x, y: fisher_spectrum(net, x, torch.full_like(y, -100)),
-    "not finite: the network": lambda net, x, y: fisher_spectrum(diverged(net), x, y),
+    "the kernel is not finite: parameter '2.weight'": lambda net, x, y: fisher_spectrum(diverged(net), x, y),
 }  # fmt: skip
 
 

@@ -220,3 +220,32 @@ def test_empty_probe_is_refused():
     module, x = make("mlp")
     with pytest.raises(ValueError, match="no examples"):
         empirical_ntk(module, x[:0])
+
+
+def test_kernel_that_is_too_large_tells_its_size_and_what_to_ask_for_instead():
+    module, x = make("mlp")  # 6 examples, 3 outputs
+    assert empirical_ntk(module, x, max_kernel=6 * 6 * 9 * 8).shape == (6, 3, 6, 3)
+    with pytest.raises(ValueError, match=r"6 × 6 examples with 3 outputs takes 2\.59e-06 .*kind='trace'"):
+        empirical_ntk(module, x, max_kernel=6 * 6 * 9 * 8 - 1)
+    assert empirical_ntk(module, x, kind="trace", max_kernel=6 * 6 * 8).shape == (6, 6)
+
+
+def test_network_that_has_diverged_is_refused_and_the_place_is_named():
+    module, x = make("mlp")
+    bad = x.clone()
+    bad[2, 3] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"the kernel is not finite: the input of the layer with 0\.weight, 0\.bias"
+    ):
+        empirical_ntk(module, bad)
+    with torch.no_grad():
+        module[0].bias.fill_(1e308)
+        module[0].weight.fill_(1e308)
+    with pytest.raises(ValueError, match=r"the kernel is not finite: the input of the layer with 3\.weight"):
+        empirical_ntk(module, x.abs() + 1, kind="trace")
+    kernel = empirical_ntk(module, x.abs() + 1, kind="trace", allow_nonfinite=True)
+    assert not kernel.isfinite().all()
+    with torch.no_grad():
+        module[3].weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"parameter '3\.weight' is not; has the network diverged\?"):
+        empirical_ntk(module, x, kind="trace")

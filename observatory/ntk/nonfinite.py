@@ -1,0 +1,26 @@
+"""Where a network stopped being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from observatory.looking.calls import record_calls
+from observatory.looking.model import ModelFunction
+
+
+def not_finite(function: ModelFunction, xs: Sequence[Any]) -> str:
+    """Says where the first number that is not finite stands.
+
+    Args:
+        function: the model.
+        xs: sets of examples, each as the model takes it.
+    """
+    for name, parameter in function.parameters.items():
+        if not bool(parameter.isfinite().all()):
+            return f"parameter {name!r} is not; has the network diverged?"
+    for x in xs:
+        for call in record_calls(function, x).calls:
+            if not bool(call.input.isfinite().all()):
+                return f"the input of the layer with {', '.join(call.parameters.values())} is not"
+    return "the outputs, or their gradients, overflow"
