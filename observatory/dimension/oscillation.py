@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -19,7 +20,9 @@ class Oscillation:
 
     staggered: Tensor  # m = |Σ(-1)^l z_l|/Σ|z_l|: 1 for period two
     signed: Tensor  # Σ(-1)^l z_l/Σ|z_l|, with its phase: + if even layers (l = 1 is the first) lie higher
-    p_value: Tensor  # share of the permutations over layers with as large an |Σ(-1)^l z_l|
+    p_value: (
+        Tensor  # share of the permutations over layers with as large an |Σ(-1)^l z_l|; all of them if few
+    )
     p_floor: float  # the smallest p that K layers allow, 2((K/2)!)²/K! (even K)
     turning_points: Tensor  # int64
     turning_z: Tensor  # (turning points - 2(K-2)/3)/√((16K-29)/90)
@@ -33,8 +36,9 @@ def oscillation(profile: Tensor, *, permutations: int = PERMUTATIONS, seed: int 
     One network gives one sample: a phase that repeats between seeds says more (`phase_over_seeds`).
 
     Args:
-        profile: (..., K), layers of equal width, or a measure that does not depend on the width.
-        permutations: of the layers, drawn for the p-value.
+        profile: (..., K), layers of equal width, or a measure that does not depend on the width. Where it is
+            not finite, all results are NaN.
+        permutations: of the layers, drawn for the p-value; up to 12 layers all arrangements are compared.
         seed: of the permutations.
 
     Raises:
@@ -44,6 +48,7 @@ def oscillation(profile: Tensor, *, permutations: int = PERMUTATIONS, seed: int 
     k = z.shape[-1]
     signs = 1 - 2 * (torch.arange(1, k + 1, device=z.device) % 2).to(z.dtype)  # (-1)^l
     total = z.abs().sum(-1)
+    unknown = ~total.isfinite()
     flat = total <= 1e-12 * profile.detach().double().abs().sum(-1)
     signed = torch.where(flat, 0.0, (signs * z).sum(-1) / total)
     turns = (z.diff(dim=-1)[..., 1:] * z.diff(dim=-1)[..., :-1] < 0).sum(-1)
@@ -55,9 +60,9 @@ def oscillation(profile: Tensor, *, permutations: int = PERMUTATIONS, seed: int 
         p_value=torch.where(flat, 1.0, _p_value(z, signs, permutations, seed)),
         p_floor=p_floor(k),
         turning_points=turns,
-        turning_z=(turns - 2 * (k - 2) / 3) / math.sqrt((16 * k - 29) / 90),
+        turning_z=torch.where(unknown, torch.nan, (turns - 2 * (k - 2) / 3) / math.sqrt((16 * k - 29) / 90)),
         periodogram=power,
-        period=k / (power.argmax(-1) + 1),
+        period=torch.where(unknown, torch.nan, k / (power.argmax(-1) + 1)),
     )
 
 
@@ -82,21 +87,36 @@ def p_floor(layers: int) -> float:
 
 
 def _p_value(z: Tensor, signs: Tensor, permutations: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(permutations, z.shape[-1], generator=generator, dtype=torch.float64).argsort(-1)
-    drawn = signs[order.to(z.device)]  # permuting the signs is permuting the layers
+    """Over all arrangements where they are fewer than the permutations; else those drawn and the one seen."""
+    k = z.shape[-1]
+    exact = math.comb(k, k // 2) <= permutations
+    drawn = _arrangements(signs) if exact else _permuted(signs, permutations, seed)
     observed = (z @ signs).abs()
-    exceeds = observed * (1 - 1e-12)
-    return torch.cat(
+    least = (observed * (1 - 1e-12)).reshape(-1, 1)
+    rows = z.reshape(-1, k)
+    size = max(1, AT_ONCE // len(drawn))
+    exceed = torch.cat(
         [
-            ((rows @ drawn.mT).abs() >= least[:, None]).double().mean(-1)
-            for rows, least in zip(
-                z.reshape(-1, z.shape[-1]).split(max(1, AT_ONCE // permutations)),
-                exceeds.reshape(-1).split(max(1, AT_ONCE // permutations)),
-                strict=True,
-            )
+            ((part @ drawn.mT).abs() >= limit).sum(-1)
+            for part, limit in zip(rows.split(size), least.split(size), strict=True)
         ]
     ).reshape(observed.shape)
+    p = exceed.double() / len(drawn) if exact else (exceed + 1).double() / (len(drawn) + 1)
+    return torch.where(observed.isfinite(), p, torch.nan)
+
+
+def _arrangements(signs: Tensor) -> Tensor:
+    """Every way to place the plus signs, (K over ⌊K/2⌋, K)."""
+    k = len(signs)
+    places = torch.tensor(list(itertools.combinations(range(k), k // 2)), device=signs.device)
+    return signs.new_full((len(places), k), -1.0).scatter(1, places, 1.0)
+
+
+def _permuted(signs: Tensor, permutations: int, seed: int) -> Tensor:
+    """Permuting the signs is permuting the layers, (permutations, K)."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(permutations, len(signs), generator=generator, dtype=torch.float64).argsort(-1)
+    return signs[order.to(signs.device)]
 
 
 def null_staggered(layers: int, *, samples: int = 20000, seed: int = 0) -> tuple[float, float]:

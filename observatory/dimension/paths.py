@@ -7,6 +7,7 @@ no path is ever enumerated (Neyshabur, Tomioka, Srebro 2015, COLT, for the sum o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,8 +59,7 @@ def path_weights(
     backward: list[list[Carried]] = [[] for _ in sizes]
     leaving: list[Carried] = []
     for number in range(len(chain), -1, -1):
-        end = [_scaled(_start(outputs, sizes[number], chain[0]))]
-        b = _sum(backward[number] or end)
+        b = _sum(backward[number] or [_scaled(_start(outputs, sizes[number], chain[0]))])
         leaving.append(b)
         if number > INPUT:
             back = _scaled(chain[number - 1].mT @ b[0], b[1])
@@ -67,15 +67,18 @@ def path_weights(
                 backward[source].append(back)
     leaving = leaving[::-1]
     through = [_scaled(f[0] * b[0], f[1] + b[1]) for f, b in zip(forward, leaving, strict=True)]
-    log_total = torch.stack([logarithm for _, logarithm in through])
+    log_total = torch.stack([phi.sum().log() + exponent * math.log(2) for phi, exponent in through])
+    total, scale = through[INPUT]
     edges = [
-        a * torch.outer(b[0], f[0]) * torch.exp(b[1] + f[1] - log_total[INPUT])
+        a * torch.outer(b[0], f[0]) * torch.exp2(b[1] + f[1] - scale) / total.sum()
         for a, f, b in zip(chain, entering, leaving[1:], strict=True)
     ]
     return PathWeights(log_total, [node_shares(phi) for phi, _ in through], edges)
 
 
-Carried = tuple[Tensor, Tensor]  # a vector of sum 1, and the logarithm of what it is to be multiplied with
+# A vector whose sum is between 1/2 and 1, and the power of two that it is to be multiplied with. Whole
+# exponents add up without rounding, so that Φ of a hundred layers is as exact as that of one.
+Carried = tuple[Tensor, Tensor]
 
 
 def _sizes(chain: Sequence[Tensor], feeds: Sequence[Sequence[int]]) -> list[int]:
@@ -103,13 +106,13 @@ def _start(importance: Tensor | None, nodes: int, like: Tensor) -> Tensor:
     return importance.detach().to(like)
 
 
-def _scaled(vector: Tensor, logarithm: Tensor | float = 0.0) -> Carried:
-    total = vector.sum()
-    return vector / total, total.log() + logarithm
+def _scaled(vector: Tensor, exponent: Tensor | float = 0.0) -> Carried:
+    power = torch.frexp(vector.sum()).exponent.to(vector)
+    return vector * torch.exp2(-power), power + exponent
 
 
 def _sum(terms: Sequence[Carried]) -> Carried:
     if len(terms) == 1:
         return terms[0]
-    largest = torch.stack([logarithm for _, logarithm in terms]).max()
-    return _scaled(sum(v * torch.exp(logarithm - largest) for v, logarithm in terms), largest)  # type: ignore[arg-type]
+    largest = torch.stack([exponent for _, exponent in terms]).max()
+    return _scaled(sum(v * torch.exp2(exponent - largest) for v, exponent in terms), largest)  # type: ignore[arg-type]
