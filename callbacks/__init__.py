@@ -5,7 +5,14 @@ if __name__ == "callbacks":  # a second copy of every class would make isinstanc
 
 from observatory.callbacks.collective_variables import CollectiveVariables
 from observatory.callbacks.fisher_information import FisherInformation
+from observatory.callbacks.last_layer_uncertainty import LastLayerUncertainty
 from observatory.callbacks.observatory import Observatory
 from observatory.callbacks.weight_fluctuations import WeightFluctuations
 
-__all__ = ["CollectiveVariables", "FisherInformation", "Observatory", "WeightFluctuations"]
+__all__ = [
+    "CollectiveVariables",
+    "FisherInformation",
+    "LastLayerUncertainty",
+    "Observatory",
+    "WeightFluctuations",
+]

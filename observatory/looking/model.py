@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,18 @@ class ModelFunction:
             forward=forward,
             output=output,
         )
+
+    def module(self) -> nn.Module:
+        """An ordinary module of the same tensors, in evaluation mode; its buffers are copies.
+
+        For code that wants a module and changes nothing about its parameters, which need no gradients here.
+        """
+        memo: dict[int, Any] = {}
+        for name, ghost in self.twin.named_parameters():
+            memo[id(ghost)] = nn.Parameter(self.parameters[name], requires_grad=False)
+        for name, buffer in self.twin.named_buffers():
+            memo[id(buffer)] = self.buffers[name].clone()
+        return copy.deepcopy(self.twin, memo).eval()
 
     @property
     def theta(self) -> dict[str, Tensor]:

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from observatory.looking.ranks import all_reduce_sum, world_size
 from observatory.looking.undisturbed import undisturbed
 
-BLOCK = 128  # columns of the Gram matrix per product: only what lies on or above the diagonal is computed
+BLOCK = 128  # columns per product of triangular matrices: what is known to be zero is not computed
+
+
+def column_blocks(width: int) -> list[tuple[int, int]]:
+    """(start, end) of blocks of about 128 columns; a narrow rest is part of the last one."""
+    count = max(1, (width + BLOCK // 4) // BLOCK)
+    return [(k * BLOCK, width if k == count - 1 else (k + 1) * BLOCK) for k in range(count)]
+
+
+class NotFinite(ValueError):
+    """Features, outputs or residuals are NaN or infinite: the network has diverged, or its inputs are bad."""
 
 
 class Accumulator(nn.Module):
@@ -51,7 +61,8 @@ class Accumulator(nn.Module):
             weights: ω, (n,), not negative; default 1.
 
         Raises:
-            ValueError: if the width differs, a weight is negative, or something is NaN or infinite.
+            NotFinite: if something is NaN or infinite.
+            ValueError: if the width differs, or a weight is negative.
         """
         features = features.detach()
         if features.ndim != 2 or features.shape[1] != self.width:
@@ -60,9 +71,10 @@ class Accumulator(nn.Module):
                 f"{self.width}: rows (n, {self.width}), the entry of the bias (1, or 0 for derivatives) last"
             )
         features = features.to(self.matrix.device, torch.promote_types(features.dtype, torch.float32))
-        if not torch.isfinite(features).all():
+        if not torch.isfinite(features.sum()):  # a tenth of the time of looking at every number
             bad = int((~torch.isfinite(features)).any(1).sum())
-            raise ValueError(f"{bad} of {len(features)} rows of features are NaN or infinite")
+            if bad:
+                raise NotFinite(f"{bad} of {len(features)} rows of features are NaN or infinite")
         if weights is not None:
             weights = self._checked(weights, features)
             features = features * weights.sqrt()[:, None].to(features.dtype)
@@ -112,6 +124,15 @@ class Accumulator(nn.Module):
     def _reduce(self) -> None:
         raise NotImplementedError
 
+    def scale(self, factor: float) -> None:
+        """Multiply C, as if every row had come `factor` times."""
+        if factor != 1:
+            self._scale(factor)
+            self.weight *= factor
+
+    def _scale(self, factor: float) -> None:
+        raise NotImplementedError
+
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """λ, (d,) descending and clamped at 0, and U, (d, d), of C = U diag(λ) Uᵀ."""
         raise NotImplementedError
@@ -127,8 +148,7 @@ class Gram(Accumulator):
     _decomposed: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None  # of which state of the matrix
 
     def _add(self, rows: Tensor) -> None:
-        for start in range(0, self.width, BLOCK):
-            end = min(start + BLOCK, self.width)
+        for start, end in column_blocks(self.width):
             self.matrix[:end, start:end] += rows[:, :end].mT @ rows[:, start:end]
 
     def _merge(self, matrix: Tensor) -> None:
@@ -136,6 +156,9 @@ class Gram(Accumulator):
 
     def _reduce(self) -> None:
         self.matrix.copy_(all_reduce_sum(self.matrix))
+
+    def _scale(self, factor: float) -> None:
+        self.matrix *= factor
 
     def gram(self) -> Tensor:
         """C, (d, d) float64, symmetric."""
@@ -190,6 +213,10 @@ class Root(Accumulator):
         gathered = self.matrix.new_zeros(world_size(), *self.matrix.shape)
         gathered[torch.distributed.get_rank()] = self.matrix
         self.matrix.copy_(_triangle(all_reduce_sum(gathered).flatten(0, 1)))
+
+    def _scale(self, factor: float) -> None:
+        self.flush()
+        self.matrix *= factor**0.5
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         self.flush()

@@ -125,11 +125,11 @@ def additive_noise(residuals: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
     one = r.new_ones(r.shape[1], 1)
     x = torch.linspace(-25, 25, 101, dtype=r.dtype, device=r.device)
     share = torch.cat([0 * one, torch.sigmoid(x) * one, one], 1)
-    for _ in range(8):  # each round narrows the bracket of the best share by 40
+    for _ in range(7):  # each round narrows the bracket of the best share by 10
         best = profile(share).argmin(1, keepdim=True)
         low = share.gather(1, (best - 1).clamp_min(0))
         high = share.gather(1, (best + 1).clamp_max(share.shape[1] - 1))
-        share = low + (high - low) * torch.linspace(0, 1, 81, dtype=r.dtype, device=r.device)
+        share = low + (high - low) * torch.linspace(0, 1, 21, dtype=r.dtype, device=r.device)
     best_share = share.gather(1, profile(share).argmin(1, keepdim=True))
     v = (best_share[None] * relative[..., None] + 1 - best_share[None])[..., 0]
     tau2 = (r2 / v).mean(0)

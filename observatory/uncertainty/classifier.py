@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from observatory.looking.ranks import all_gather_rows
-from observatory.uncertainty.accumulators import Accumulator
+from observatory.uncertainty.accumulators import Accumulator, NotFinite
 from observatory.uncertainty.averaging import entropy, fit_scale, fit_temperature, monte_carlo, probit
 from observatory.uncertainty.classification_metrics import both_classes, classification_metrics
 from observatory.uncertainty.curvature import FullCurvature, KronCurvature, probabilities_of
@@ -127,7 +127,7 @@ class LastLayerClassifier(LastLayerPosterior):
     def variance(self, features: Tensor) -> Tensor:
         """V_kk before the scale α²: (n, K), or (n, 1) where all classes share it."""
         if self.covariance == "shared":
-            return self.fitted(features)[:, None]
+            return self.fitted(features).square()[:, None]
         if self.curvature is None:
             raise RuntimeError("nothing is known yet: call fit(training_loader) first")
         if isinstance(self.curvature, KronCurvature):
@@ -161,22 +161,30 @@ class LastLayerClassifier(LastLayerPosterior):
             ValueError: if the loader is empty or has no targets.
             TypeError: if targets are not integers.
         """
-        logits, variance, targets = self.collect(loader)
+        return self.calibrate_on(*self.collect(loader))
+
+    def calibrate_on(self, logits: Tensor, variance: Tensor, targets: Tensor) -> LastLayerClassifier:
+        """The same from rows, see `collect`."""
         self.scale.fill_(fit_scale(logits, variance, targets))
         self.temperature.fill_(fit_temperature(logits, targets))
         return self
 
     def collect(self, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), V_kk before scaling, and targets (n,) of a loader, of all ranks together."""
+        logits, variance, targets = (all_gather_rows(part) for part in self.own_rows(loader))
+        return logits, variance, targets
+
+    def own_rows(self, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of this rank alone."""
         seen = [
             (self._logits(rows.output), self.variance(rows.features), self._classes(rows))
             for rows in self._passing(loader)
         ]
         if not seen:
             raise ValueError("the loader is empty: there is nothing to calibrate with")
-        logits, variance, targets = (all_gather_rows(torch.cat(part)) for part in zip(*seen, strict=True))
+        logits, variance, targets = (torch.cat(part) for part in zip(*seen, strict=True))
         if not torch.isfinite(logits).all():
-            raise ValueError(
+            raise NotFinite(
                 f"{int((~torch.isfinite(logits)).any(1).sum())} rows of logits are NaN or infinite"
             )
         return logits, variance, targets
@@ -209,7 +217,10 @@ class LastLayerClassifier(LastLayerPosterior):
             RuntimeError: before `fit` and, for "shared", `calibrate`.
         """
         with torch.no_grad(), evaluating(self.model, remind=True):
-            output, features = self._watch(x)
+            output, inputs = self._heard(x)
+            assert self.layer is not None
+            short = self.covariance == "shared"
+            features = self.layer.short(inputs) if short and not samples else self.layer.rows(inputs)
             logits, raw = self._logits(output), self.variance(features)
             doubt = None
             if samples > 0:
@@ -236,18 +247,31 @@ class LastLayerClassifier(LastLayerPosterior):
             loader: test data.
             elsewhere: inputs from another distribution; adds how well scores tell them apart, "ood/<score>".
         """
-        logits, variance, targets = self.collect(loader)
+        there = None if elsewhere is None else tuple(map(all_gather_rows, self.own_outputs(elsewhere)))
+        return self.score_on(*self.collect(loader), elsewhere=there)
+
+    def own_outputs(self, loader: Any) -> tuple[Tensor, Tensor]:
+        """Logits (n, K) and V_kk of a loader without targets, of this rank alone."""
+        seen = [(self._logits(rows.output), self.variance(rows.features)) for rows in self._passing(loader)]
+        logits, variance = (torch.cat(part) for part in zip(*seen, strict=True))
+        return logits, variance
+
+    def score_on(
+        self,
+        logits: Tensor,
+        variance: Tensor,
+        targets: Tensor,
+        *,
+        elsewhere: tuple[Tensor, ...] | None = None,
+    ) -> dict[str, float]:
+        """The same from rows, see `collect`; `elsewhere` are logits and V_kk."""
         found = classification_metrics(self._averaged(logits, variance), targets)
         found["raw_error_auroc"] = self._raw_errors(logits, variance, targets)
         for name, scaled in (("plain", logits), ("temperature", logits / self.temperature)):
             metrics = classification_metrics(probabilities_of(scaled.double()), targets)
             found |= {f"{name}/{key}": value for key, value in metrics.items()}
         if elsewhere is not None:
-            other = [
-                (self._logits(rows.output), self.variance(rows.features)) for rows in self._passing(elsewhere)
-            ]
-            there = [all_gather_rows(torch.cat(part)) for part in zip(*other, strict=True)]
-            inside, outside = self.scores(logits, variance), self.scores(*there)
+            inside, outside = self.scores(logits, variance), self.scores(*elsewhere)
             found |= {f"ood/{name}": float(auroc(inside[name], outside[name])) for name in inside}
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from observatory.looking.ranks import all_gather_rows, all_reduce_sum, warn
+from observatory.uncertainty.accumulators import NotFinite
 from observatory.uncertainty.calibration import Method, additive_noise, joint_covariance, scale
 from observatory.uncertainty.conformal import conformal_quantile
 from observatory.uncertainty.ensemble import ShallowEnsemble, draw_weights
@@ -21,6 +21,7 @@ from observatory.uncertainty.regulariser import RegProfile, log_evidence, profil
 Noise = Literal["none", "additive", "constant"]
 NOISES = ("none", "additive", "constant")
 REGS = ("auto", "profile", "evidence")
+FITTED = ("alpha", "sigma_n", "constant", "covariance_of_outputs", "quantile")  # buffers, empty before
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,14 @@ class LastLayerGP(LastLayerPosterior):
         self.noise: Noise = noise
         self.profile: RegProfile | None = None
         self._moments: list[Tensor] = []  # FᵀY (d, O) and Σ y² (O,)
-        for name in ("alpha", "sigma_n", "constant", "covariance_of_outputs"):
+        for name in FITTED:
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
-        self.register_buffer("quantile", torch.full((), torch.nan, dtype=torch.float64))
 
     alpha: Tensor  # α, (O,) float64; empty before `calibrate`
     sigma_n: Tensor  # σ_n, (O,) float64
     constant: Tensor  # √mean r², (O,) float64: the baseline
     covariance_of_outputs: Tensor  # Σ̂, (O, O) float64
-    quantile: Tensor  # q of the conformal interval, float64; NaN before `conformalise`
+    quantile: Tensor  # q of the conformal interval, () float64; empty before `conformalise`
 
     # Fitting
 
@@ -115,7 +115,10 @@ class LastLayerGP(LastLayerPosterior):
             RuntimeError: before `fit`.
             ValueError: if there are no rows, residuals are NaN or infinite, or all are zero.
         """
-        residuals, features = self.residuals(loader)
+        return self.calibrate_on(*self.residuals(loader), method)
+
+    def calibrate_on(self, residuals: Tensor, features: Tensor, method: Method = "nll") -> LastLayerGP:
+        """The same from y - ŷ (n, O) and features (n, d)."""
         if self.requested_reg == "profile" and method != "loo":
             assert self.gram is not None
             self.profile = profile_reg(residuals, features, *self.gram.spectrum())
@@ -138,19 +141,27 @@ class LastLayerGP(LastLayerPosterior):
             RuntimeError: before `fit`.
             ValueError: if the loader is empty, has no targets, or targets do not fit the outputs.
         """
+        residuals, features = self.own_residuals(loader)
+        return all_gather_rows(residuals), all_gather_rows(features)
+
+    def own_residuals(self, loader: Any) -> tuple[Tensor, Tensor]:
+        """The same of this rank alone."""
         self.fitted  # noqa: B018  (says what to do first)
         seen = [(self._residual(rows, k), rows.features) for k, rows in enumerate(self._passing(loader))]
         if not seen:
             raise ValueError("the loader is empty: there is nothing to calibrate with")
         residuals, features = (torch.cat(part) for part in zip(*seen, strict=True))
-        return all_gather_rows(residuals), all_gather_rows(features)
+        return residuals, features
+
+    def own_deviations(self, loader: Any) -> Tensor:
+        """s (n,) of a loader without targets, of this rank alone."""
+        return torch.cat([self.fitted(rows.features) for rows in self._passing(loader)])
 
     def _residual(self, rows: Rows, number: int) -> Tensor:
         r = self._target(rows) - self._flat(rows.output)
         if not torch.isfinite(r).all():
-            raise ValueError(
-                f"batch {number}: {int((~torch.isfinite(r)).sum())} residuals are NaN or infinite"
-            )
+            bad = int((~torch.isfinite(r)).sum())
+            raise NotFinite(f"batch {number}: {bad} residuals are NaN or infinite")
         return r
 
     def _target(self, rows: Rows) -> Tensor:
@@ -181,7 +192,7 @@ class LastLayerGP(LastLayerPosterior):
             ValueError: if there are too few rows for that coverage.
         """
         residuals, features = self.residuals(loader)
-        sigma = self._parts(self.fitted.exact(features))[0]
+        sigma = self.deviations(features)
         self.quantile = conformal_quantile(residuals.double() / sigma, coverage)
         return self
 
@@ -189,9 +200,14 @@ class LastLayerGP(LastLayerPosterior):
 
     def forward(self, x: Any) -> tuple[Tensor, Tensor]:
         """ŷ and σ of equal shape, both differentiable; the network is evaluated in the mode it is in."""
-        mean, features = self._watch(x)
-        std = self._parts(self.fitted(features))[0]
-        return mean, std.to(mean.dtype).reshape(mean.shape)
+        mean, raw = self._deviation(x)
+        return mean, self._parts(raw)[0].to(mean.dtype).reshape(mean.shape)
+
+    def _deviation(self, x: Any) -> tuple[Tensor, Tensor]:
+        """ŷ as returned, and s (n,)."""
+        mean, inputs = self._heard(x)
+        assert self.layer is not None
+        return mean, self.fitted(self.layer.short(inputs))
 
     def predict(self, x: Any) -> Prediction:
         """The network's output with its standard deviation, without gradients.
@@ -200,26 +216,26 @@ class LastLayerGP(LastLayerPosterior):
             RuntimeError: before `fit` and `calibrate`.
         """
         with torch.no_grad(), evaluating(self.model, remind=True):
-            mean, features = self._watch(x)
-            std, epistemic, aleatoric = (
-                part.to(mean.dtype).reshape(mean.shape) for part in self._parts(self.fitted(features))
-            )
+            mean, raw = self._deviation(x)
+            std, epistemic, aleatoric = (part.to(mean.dtype).reshape(mean.shape) for part in self._parts(raw))
             interval = None
-            if not math.isnan(self.quantile):
+            if self.quantile.numel():
                 width = self.quantile.to(mean.dtype) * std
                 interval = (mean - width, mean + width)
             return Prediction(mean, std, epistemic, aleatoric, interval)
 
-    def _parts(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """σ, α s and σ_n, (n, O), from s² (n,)."""
+    def _parts(self, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """σ, α s and σ_n, (n, O), from s (n,)."""
         if self.alpha.numel() == 0:
             raise RuntimeError("the scale α is not known: call calibrate(validation_loader) first")
-        alpha, sigma_n = self.alpha.to(raw), self.sigma_n.to(raw)
-        epistemic = raw.clamp_min(0).sqrt()[:, None] * alpha
-        if self.noise == "none":
-            return epistemic, epistemic, torch.zeros_like(epistemic)
-        aleatoric = sigma_n.expand_as(epistemic)
-        return torch.hypot(epistemic, aleatoric), epistemic, aleatoric
+        epistemic = deviation[:, None] * self.alpha.to(deviation)
+        aleatoric = self.sigma_n.to(deviation).expand_as(epistemic)
+        std = epistemic if self.noise == "none" else torch.hypot(epistemic, aleatoric)
+        return std, epistemic, aleatoric
+
+    def deviations(self, features: Tensor) -> Tensor:
+        """σ (n, O) float64 from features (n, d)."""
+        return self._parts(self.fitted.exact(features).sqrt())[0]
 
     def deployed(self) -> Deployed:
         """A copy of network and error bars as one module, for torch.compile, torch.export and serving."""
@@ -233,7 +249,7 @@ class LastLayerGP(LastLayerPosterior):
         """
         with torch.no_grad(), evaluating(self.model, remind=True):
             raw = self.fitted.covariance(self._watch(x)[1], self._watch(other)[1])
-        self._parts(raw[:, 0])
+        self._parts(raw[0])
         return raw[..., None] * self.alpha.square()
 
     def sample(
@@ -270,16 +286,23 @@ class LastLayerGP(LastLayerPosterior):
             options: see `regression_metrics`.
         """
         residuals, features = self.residuals(loader)
-        std = self._parts(self.fitted.exact(features))[0] * unit
-        r = residuals.double() * unit
+        found = self.score_on(residuals, features, unit=unit, **options)
+        if found["nll"] > found["constant/nll"]:
+            warn(
+                f"a constant error bar is better here: its negative log-likelihood is "
+                f"{found['constant/nll']:.4g}, that of σ(x) {found['nll']:.4g}; noise dominates, consider "
+                "noise='additive'"
+            )
+        return found
+
+    def score_on(
+        self, residuals: Tensor, features: Tensor, *, unit: float = 1.0, **options: Any
+    ) -> dict[str, float]:
+        """The same from y - ŷ (n, O) and features (n, d)."""
+        r, std = residuals.double() * unit, self.deviations(features) * unit
         constant = (self.constant * unit).expand_as(std)
         found = regression_metrics(r.flatten(), std.flatten(), **options)
         baseline = regression_metrics(r.flatten(), constant.flatten(), **options)
-        if found["nll"] > baseline["nll"]:
-            warn(
-                f"a constant error bar is better here: its negative log-likelihood is {baseline['nll']:.4g}, "
-                f"that of σ(x) {found['nll']:.4g}; noise dominates, consider noise='additive'"
-            )
         return found | {f"constant/{name}": value for name, value in baseline.items()}
 
     # State
@@ -292,7 +315,7 @@ class LastLayerGP(LastLayerPosterior):
         self.noise = state["noise"]
 
     def _make_room(self, state_dict: Any, prefix: str, device: torch.device) -> None:
-        for name in ("alpha", "sigma_n", "constant", "covariance_of_outputs"):
+        for name in FITTED:
             setattr(self, name, torch.zeros_like(state_dict[f"{prefix}{name}"], device=device))
 
 
@@ -319,6 +342,5 @@ class Deployed(nn.Module):
         assert gp.layer is not None and gp.rigidity is not None
         self._heard.clear()
         mean = gp._call(x)
-        features = gp.layer.rows(self._heard.pop())
-        std = gp._parts(gp.rigidity(features))[0]
+        std = gp._parts(gp.rigidity(gp.layer.short(self._heard.pop())))[0]
         return mean, std.to(mean.dtype).reshape(mean.shape)

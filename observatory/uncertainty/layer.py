@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,34 +57,32 @@ class LastLayer:
             )
         return pooled
 
+    def short(self, inputs: Tensor) -> Tensor:
+        """The same without the last entry of the rows where it is 1 in all of them."""
+        if self.pool is not None:
+            return self.rows(inputs)
+        inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        return inputs.flatten(0, -2) if inputs.ndim > 1 else inputs[None]
+
     def watch(self, run: Run) -> tuple[Any, Tensor]:
-        """What the network returned, and the features (n, d), attached to the graph.
+        """What the network returned, and what went into the layer, attached to the graph.
+
+        A hook listens, which changes nothing about the forward pass and is gone afterwards.
 
         Raises:
             RuntimeError: if the layer was not called.
         """
         heard: list[Tensor] = []
-        with hooked(self.module, lambda inputs: heard.append(inputs)):
+        handle = self.module.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+        try:
             returned = run()
+        finally:
+            handle.remove()
         if not heard:
             raise RuntimeError(
                 f"the forward pass did not call {self.name!r}: is it the network that was fitted?"
             )
-        return returned, self.rows(heard[-1])
-
-
-@contextmanager
-def hooked(module: nn.Module, hear: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Hear what goes into a module; what it returns is not changed and the hook is gone afterwards."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        hear(args[0])
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return returned, heard[-1]
 
 
 def find_last_layer(
@@ -160,7 +157,8 @@ def _same(returned: Any, output: Tensor) -> bool:
     if not isinstance(returned, Tensor) or returned.numel() != output.numel():
         return False
     one, other = returned.detach().flatten().double(), output.flatten().double()
-    return torch.allclose(one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()), equal_nan=True)
+    scale = float(other.abs().nan_to_num(0.0, 0.0).max())
+    return torch.allclose(one, other, rtol=1e-5, atol=1e-6 * scale, equal_nan=True)
 
 
 def _described(returned: Any) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from observatory.looking import Forward, Output
 from observatory.looking.probe import split_batch
-from observatory.looking.ranks import warn, world_size
+from observatory.looking.ranks import all_reduce_sum, warn, world_size
 from observatory.uncertainty.accumulators import ACCUMULATORS, Accumulator
 from observatory.uncertainty.layer import LastLayer, Pool, find_last_layer
 from observatory.uncertainty.regulariser import fixed_reg
@@ -84,12 +84,13 @@ class LastLayerPosterior(nn.Module):
 
     # The pass over the data
 
-    def fit(self, loader: Any, *, weights: Weights | None = None) -> Any:
+    def fit(self, loader: Any, *, weights: Weights | None = None, total: int | None = None) -> Any:
         """Accumulate the Gram matrix over a loader, add up what the ranks have, and factorise.
 
         Args:
             loader: batches of the training data, without shuffled augmentation; order does not matter.
             weights: ω of the rows of a batch, (n,); default 1.
+            total: number of examples of which the loader holds a random part: C is scaled up to them.
 
         Returns:
             Itself.
@@ -104,12 +105,15 @@ class LastLayerPosterior(nn.Module):
             try:
                 self._take(rows, gram, None if weights is None else weights(rows.batch))
             except ValueError as error:
-                raise ValueError(f"batch {number}: {error}") from error
+                raise type(error)(f"batch {number}: {error}") from error
             examples += len(rows.output)
         if self.gram is None:
             raise ValueError("the loader is empty: there is nothing to fit")
-        self._check_count(loader, examples)
         self._all_reduce()
+        if total is None:
+            self._check_count(loader, examples)
+        else:
+            self.gram.scale(total / float(all_reduce_sum(torch.tensor(float(examples)))))
         self.factorise()
         return self
 
@@ -167,12 +171,17 @@ class LastLayerPosterior(nn.Module):
 
     def _watch(self, x: Any) -> tuple[Tensor, Tensor]:
         """Output as returned, and features (n, d)."""
+        output, inputs = self._heard(x)
+        assert self.layer is not None
+        return output, self.layer.rows(inputs)
+
+    def _heard(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Output as returned, and what went into the last layer."""
         if self.layer is None:
             self.layer = find_last_layer(
                 self.model, lambda: self._call(x), name=self._last_layer, pool=self._pool
             )
-        output, features = self.layer.watch(lambda: self._call(x))
-        return output, features
+        return self.layer.watch(lambda: self._call(x))
 
     def _passing(self, loader: Any, whole: bool = False) -> Iterator[Rows]:
         """Every batch of this rank's part of a loader, seen in evaluation mode without gradients."""
@@ -220,7 +229,7 @@ class LastLayerPosterior(nn.Module):
     def raw_variance(self, x: Any) -> Tensor:
         """s²(x) = f(x)ᵀ A⁻¹ f(x), (n,): large far from the training data, whatever the scale α."""
         with torch.no_grad(), evaluating(self.model, remind=True):
-            return self.fitted(self._watch(x)[1])
+            return self.fitted(self._watch(x)[1]).square()
 
     # State
 

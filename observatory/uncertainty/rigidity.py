@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from observatory.uncertainty.accumulators import Accumulator
+from observatory.uncertainty.accumulators import Accumulator, column_blocks
 
 FLOOR = 1e-12  # of λ_max: rounding of float32 features lies there, and below it null directions decide all
-BLOCKS = 4  # column blocks of the triangular product: 5/8 of the operations of a full one
-SMALLEST_BLOCK = 64  # columns; narrower products cost more than they save
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class Spectrum:
 
 
 class Rigidity(nn.Module):
-    """s²(f) = f A⁻¹ fᵀ = ‖f V‖² with V = R⁻¹ upper triangular, RᵀR = A = C + ς² I.
+    """s²(f) = f A⁻¹ fᵀ = ‖f V‖² with V = L⁻¹ lower triangular, LᵀL = A = C + ς² I.
 
-    A sum of squares has no cancellation; computed in float64, kept in float64 and in the precision of the
-    features (see `prepare`).
+    A sum of squares has no cancellation. The factor is made in float64, V is kept in the precision of the
+    features.
 
     Args:
         width: d.
@@ -57,7 +55,7 @@ class Rigidity(nn.Module):
     root: Tensor  # R, (d, d) float64
     eigenvalues: Tensor  # λ of C, (d,) float64, descending
     reg: Tensor  # ς², float64; NaN before the first factorisation
-    projector: Tensor  # V, (d, d) in the features' precision
+    projector: Tensor  # V, (d, d) in the features' precision, lower triangular: all its columns see the bias
 
     def __init__(
         self, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
@@ -85,26 +83,31 @@ class Rigidity(nn.Module):
                 f"{len(values)}; the smallest usable reg is {FLOOR * float(values[0]):.3g}"
             )
         root = accumulator.root(reg)
+        lower = torch.linalg.qr(root.flip(1), mode="r").R.flip(0, 1)  # LᵀL = RᵀR
         eye = torch.eye(len(values), dtype=root.dtype, device=root.device)
         self.root.copy_(root)
         self.eigenvalues.copy_(values)
         self.reg.fill_(reg)
-        self.projector.copy_(torch.linalg.solve_triangular(root, eye, upper=True))
+        self.projector.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
 
     @property
     def spectrum(self) -> Spectrum:
         return Spectrum(self.eigenvalues, float(self.reg))
 
     def forward(self, features: Tensor) -> Tensor:
-        """s², (n,), of rows (n, d) in the precision of the features."""
-        total = features.new_zeros(len(features))
-        for start, end in _cuts(self.projector.shape[0]):
-            part = features[:, :end] @ self.projector[:end, start:end]
-            total = total + part.square().sum(1)
-        return total
+        """s, (n,), of rows (n, d) in the precision of the features; (n, d - 1) if the last entry is 1."""
+        v, d = self.projector, features.shape[1]
+        parts = []
+        for start, end in column_blocks(d):
+            rows, block = features[:, start:], v[start:d, start:end]
+            product = rows @ block if d == len(v) else torch.addmm(v[-1, start:end], rows, block)
+            parts.append(torch.linalg.vector_norm(product, dim=1))
+        if d < len(v):
+            parts.append(v[-1, -1].abs().expand_as(parts[0]))
+        return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
     def exact(self, features: Tensor) -> Tensor:
-        """The same in float64 by a triangular solve, (n,)."""
+        """s² in float64 by a triangular solve, (n,), of rows (n, d)."""
         return self._solved(features).square().sum(0)
 
     def covariance(self, features: Tensor, others: Tensor) -> Tensor:
@@ -113,8 +116,3 @@ class Rigidity(nn.Module):
 
     def _solved(self, features: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.root.mT, features.double().mT, upper=False)  # (d, n)
-
-
-def _cuts(width: int) -> list[tuple[int, int]]:
-    size = max(SMALLEST_BLOCK, -(-width // BLOCKS))
-    return [(start, min(start + size, width)) for start in range(0, width, size)]
