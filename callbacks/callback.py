@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from observatory.looking.probe import Split
+from observatory.looking.ranks import warn
 from observatory.observing import Instrument
 from observatory.observing.dashboard import Dashboard
 from observatory.observing.observer import Observer
@@ -57,13 +58,16 @@ class ObservingCallback(Callback):
     ) -> None:
         schedule = Schedule(looks_per_decade, every_n_steps, every_n_epochs, at)
         self.observer = Observer(instruments, schedule=schedule, max_overhead=max_overhead, strict=strict)
+        self.attached = False  # from the environment, unknown to the script
         self._step = -1
 
     @property
     @override
     def state_key(self) -> str:
         # settings stay out of the key: a changed interval must not lose the state
-        return self._generate_state_key(name="+".join(s.instrument.name for s in self.observer.stations))
+        names = "+".join(s.instrument.name for s in self.observer.stations)
+        # two equal keys are an error of the Trainer, and the script may have a callback of this name
+        return self._generate_state_key(name=f"OBSERVATORY:{names}" if self.attached else names)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,7 +87,7 @@ class ObservingCallback(Callback):
             epoch=trainer.current_epoch,
             total_steps=_planned_steps(trainer),
             directory=record_directory(trainer),
-            dashboards=[_dashboard(logger) for logger in trainer.loggers],
+            dashboards=_dashboards(trainer),
             optimizers=trainer.optimizers,
             metadata={"seed": os.environ.get("PL_GLOBAL_SEED"), "module": type(pl_module).__name__},
         )
@@ -159,6 +163,16 @@ def _is(thing: Any, name: str) -> bool:
     return any(cls.__name__ == name for cls in type(thing).__mro__)
 
 
+def _dashboards(trainer: Trainer) -> list[Dashboard]:
+    dashboards = []
+    for logger in trainer.loggers:
+        try:
+            dashboards.append(_dashboard(logger))
+        except Exception as error:  # it cannot open its file, and will say so when the loop logs
+            warn(f"{type(logger).__name__} gets nothing from the observatory, training goes on: {error}")
+    return dashboards
+
+
 def _dashboard(logger: Any) -> Dashboard:
     writer = logger.experiment if _is(logger, "TensorBoardLogger") else None
     return Dashboard(lambda values, step: logger.log_metrics(values, step=step), writer)
@@ -191,5 +205,8 @@ def _trial(trainer: Trainer) -> bool:
 
 
 def _planned_steps(trainer: Trainer) -> int | None:
-    planned = trainer.estimated_stepping_batches
+    try:
+        planned = trainer.estimated_stepping_batches
+    except Exception:  # Lightning refuses where the accumulation changes from epoch to epoch
+        return None
     return int(planned) if planned != float("inf") else None

@@ -49,7 +49,10 @@ def _attached(adapt: Callable[[list[Any]], list[Any]]) -> list[Any]:
     try:
         from observatory.callbacks.configured import callbacks_from_yaml
 
-        return adapt(callbacks_from_yaml(path))
+        callbacks = callbacks_from_yaml(path)
+        for callback in callbacks:
+            callback.attached = True  # type: ignore[attr-defined]
+        return adapt(callbacks)
     except (Exception, SystemExit) as error:  # jsonargparse exits where a parser would
         message = f"{VARIABLE}={path} is not used, training goes on without it: {error}"
         warnings.warn(message, UserWarning, stacklevel=3)

@@ -89,8 +89,9 @@ class LiveModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return (self._parameters[0][1] if self._parameters else next(self.module.parameters())).device
+        """Where the parameters are; the CPU where there are none."""
+        first = self._parameters[0][1] if self._parameters else next(self.module.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
 
     def _places(self) -> list[Any]:
         return [(p.data_ptr(), p.requires_grad) for _, p in self._parameters]

@@ -110,12 +110,22 @@ class ModelFunction:
         """The output tensor (N, ..., C) for `inputs`, with `theta` in place of the live parameters.
 
         Raises:
-            TypeError: if the model returns no tensor and no `output=` says which part of it is meant.
+            TypeError: if the model cannot be called with the inputs alone and no `forward=` says how, or if
+                it returns no tensor and no `output=` says which part of it is meant.
         """
         tensors = self.parameters | dict(theta or {}) | {name: b.clone() for name, b in self.buffers.items()}
-        returned = torch.func.functional_call(
-            self._called, {f"module.{name}": tensor for name, tensor in tensors.items()}, (inputs,)
-        )
+        try:
+            returned = torch.func.functional_call(
+                self._called, {f"module.{name}": tensor for name, tensor in tensors.items()}, (inputs,)
+            )
+        except (TypeError, NotImplementedError, AttributeError, KeyError) as error:
+            if self.forward is not None:
+                raise
+            raise TypeError(
+                f"{type(self.twin).__name__} cannot be called with {_words(inputs)} ({error}); say how with "
+                "forward=, for example forward=lambda module, x: module.net(*x), and what of a batch x is "
+                "with inputs="
+            ) from error
         if self.output is not None:
             returned = self.output(returned)
         if not isinstance(returned, Tensor):
@@ -124,6 +134,11 @@ class ModelFunction:
                 "name the part that is meant with output=, for example output=lambda out: out[0]"
             )
         return returned
+
+
+def _words(inputs: Any) -> str:
+    kind = type(inputs).__name__
+    return f"a {kind} of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"a {kind}"
 
 
 def _select(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Mapping
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -57,9 +59,13 @@ def weightless_twin(module: nn.Module) -> nn.Module:
         for submodule in module.modules():
             _share_uncopyable(submodule, memo)
         twin = _copied(module, memo)
+    parts = dict(twin.named_modules())
+    twins = {id(part): parts[name] for name, part in module.named_modules() if name in parts}
     for part in twin.modules():
         if isinstance(part, OptimizedModule):  # a submodule wrapped by torch.compile
             part.__dict__["forward"] = part._orig_mod.__call__
+        else:
+            part.__dict__.update(_own_functions(part, twins))
     return twin.eval()
 
 
@@ -73,6 +79,45 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo[id(submodule)].__dict__.update(copy.deepcopy(submodule.__dict__, memo))
     twin: nn.Module = copy.deepcopy(module, memo)
     return twin
+
+
+def _own_functions(part: nn.Module, twins: Mapping[int, nn.Module]) -> dict[str, Any]:
+    """Functions kept in attributes, eager and bound to the twin: `deepcopy` copies no function.
+
+    `self.encode = torch.compile(self.encode)` and `self.act = lambda x: self.net(x)` refer to the module in
+    training, in whose mode and with whose weights they would run.
+    """
+    own = {}
+    for name, value in part.__dict__.items():
+        eager = getattr(value, "_torchdynamo_orig_callable", value)
+        if isinstance(eager, MethodType) and id(eager.__self__) in twins:
+            own[name] = MethodType(eager.__func__, twins[id(eager.__self__)])
+        elif isinstance(eager, FunctionType):
+            own[name] = _rebound(eager, twins)
+        elif eager is not value:
+            own[name] = eager
+    return own
+
+
+def _rebound(function: FunctionType, twins: Mapping[int, nn.Module]) -> FunctionType:
+    """`function`, with the twin in place of every module that it closes over."""
+    cells = function.__closure__ or ()
+    contents = [_content(cell, twins) for cell in cells]
+    closure = tuple(
+        cell if twin is None else CellType(twin) for cell, twin in zip(cells, contents, strict=True)
+    )
+    rebound = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    return rebound
+
+
+def _content(cell: CellType, twins: Mapping[int, nn.Module]) -> nn.Module | None:
+    try:
+        return twins.get(id(cell.cell_contents))
+    except ValueError:  # not assigned yet
+        return None
 
 
 def _leave_behind(module: nn.Module, memo: dict[int, Any]) -> None:

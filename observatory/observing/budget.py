@@ -77,22 +77,28 @@ class Budget:
         self.free = 0.0  # seconds of first and last looks
         self.expected = 0.0  # seconds that one more look is expected to cost
         self._mean = 0.0  # of charged looks, exponentially weighted
-        self._before = 0.0  # seconds of training before this process, from a checkpoint
-        self._begun = time.perf_counter()
-        self._observed = 0.0  # seconds of this process that went into observing
+        self._before = 0.0  # seconds of training before `begin`: of an earlier fit, or from a checkpoint
+        self._begun: float | None = None  # the clock stands
+        self._observed = 0.0  # seconds since `begin` that went into observing
 
     def begin(self) -> None:
         """Training begins now."""
         self._begun, self._observed = time.perf_counter(), 0.0
 
+    def end(self) -> None:
+        """Training is over, for now; safe to call twice."""
+        self._before, self._begun = self.training, None
+
     @property
     def training_here(self) -> float:
         """Seconds since `begin` that went into everything but observing."""
+        if self._begun is None:
+            return 0.0
         return max(0.0, time.perf_counter() - self._begun - self._observed)
 
     @property
     def training(self) -> float:
-        """Seconds of the whole run, over all resumptions, that went into everything but observing."""
+        """Seconds of the whole run, over all its parts, that went into everything but observing."""
         return self._before + self.training_here
 
     @property

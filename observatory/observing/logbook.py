@@ -44,7 +44,6 @@ class Logbook:
 
         Raises:
             OSError: if the disk refuses.
-            ValueError: if another instrument of the same name records into this run.
         """
         directory = directory.resolve()
         if directory not in _open:
@@ -55,20 +54,29 @@ class Logbook:
         shared.users += 1
         self.run_id, self.directory = shared.run_id, directory
         for station in stations:
-            one = station.instrument
-            station.record = shared.record.instrument(
-                one.name,
-                one.quantities(),
-                source=f"{type(one).__module__}:{type(one).__qualname__}",
-                settings={**one.settings(), "max_overhead": station.budget.max_overhead},
-            )
+            try:
+                if station.behind:
+                    shared.record.truncate_after(step - 1, station.instrument.name)
+                self._open_part(station, shared.record)
+            except Exception as error:  # what an instrument says of itself may be wrong
+                station.stop_recording(error)
+
+    @staticmethod
+    def _open_part(station: Station, record: RunRecord) -> None:
+        one = station.instrument
+        station.record = record.instrument(
+            one.name,
+            one.quantities(),
+            source=f"{type(one).__module__}:{type(one).__qualname__}",
+            settings={**one.settings(), "max_overhead": station.budget.max_overhead},
+        )
 
     def keep_probe(self, station: Station) -> None:
         """Store the probe of a station beside its numbers."""
         if station.record is not None and station.probe is not None:
             try:
                 station.probe.save(station.record.directory / "probe.npz")
-            except OSError as error:
+            except Exception as error:  # also a probe of things that no .npz can hold
                 warn(f"the probe of {station.instrument.name!r} is not stored: {error}")
 
     def close(self, stations: Iterable[Station]) -> None:
@@ -97,7 +105,7 @@ class Logbook:
                     f"the record to continue is not in {self.directory} any more: a new one begins at {step}"
                 )
                 return None
-            shutil.copytree(self.directory, directory, dirs_exist_ok=True)
+            _copy_whole(self.directory, directory)
         RunRecord(directory, self.run_id).truncate_after(step)
         return self.run_id
 
@@ -114,6 +122,17 @@ def _run_id(directory: Path) -> str | None:
         return str(open_run(directory).metadata.get("id"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a record; a process killed meanwhile leaves none, and not a part that looks like one."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    if target.exists():  # holds no record, or it would have been set aside
+        shutil.copytree(target, partial, dirs_exist_ok=True)
+        shutil.rmtree(target)
+    partial.rename(target)
 
 
 def _set_aside(directory: Path) -> None:

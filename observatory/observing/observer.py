@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.live import LiveModel
 from observatory.looking.look import Look
 from observatory.looking.probe import Probe
-from observatory.looking.ranks import rank, together, warn
+from observatory.looking.ranks import rank, together, warn, world_size
 from observatory.observing.budget import Budget
 from observatory.observing.dashboard import Dashboard, scalars_of
 from observatory.observing.instrument import Instrument
@@ -26,6 +27,28 @@ from observatory.observing.station import Station
 
 STEPS_TO_EXTRAPOLATE = 10  # the first steps of a run are slow
 FIGURES_PER_DECADE = 3.0  # figures cost a hundred times what scalars do
+
+
+P = ParamSpec("P")
+
+
+def _survived(act: Callable[P, None]) -> Callable[P, None]:
+    """The last resort: whatever a verb of the observer did not foresee ends the watching, not the training.
+
+    With several processes it is raised: where one of them stopped to watch the others would wait for it.
+    """
+
+    @functools.wraps(act)
+    def survive(*args: P.args, **kwargs: P.kwargs) -> None:
+        observer: Any = args[0]
+        try:
+            act(*args, **kwargs)
+        except Exception as error:
+            if observer.strict or world_size() > 1:
+                raise
+            observer.give_up(error)
+
+    return survive
 
 
 class Observer:
@@ -71,12 +94,21 @@ class Observer:
         self._live: LiveModel | None = None
         self._on = False
 
+    def give_up(self, error: Exception) -> None:
+        """Stop watching this run and say why."""
+        if self.strict:
+            raise error
+        reason = f"{type(error).__name__}: {error}"
+        warn(f"the observatory does not watch this run, training goes on: {reason}")
+        self.close()
+
     def prepare(self, model: nn.Module) -> None:
         """Make the twin, before a strategy wraps or shards the model. Optional."""
         if self._live is None or self._model is not model:
             self._live, self._model = LiveModel(model), model
         self._live.prepare()
 
+    @_survived
     def start(
         self,
         model: nn.Module,
@@ -106,51 +138,75 @@ class Observer:
         try:
             self.prepare(model)
         except Exception as error:  # a module that cannot be copied
-            self._cannot_look(error)
+            self.give_up(error)
             return
         self._source, self._optimizers = source, tuple(optimizers)
         self._begun_at, self._total_steps = step, total_steps
         self._dashboards = dashboards if rank() == 0 else ()
-        if rank() == 0 and directory is not None:
-            self._open_record(directory, step, metadata or {})
         self._introduced = False
         self._on = True
         self._figures_due = 0 if step == 0 else self._figures.next_after(step)
         for station in self.stations:
-            station.begin(step)
+            station.begin(step, epoch)
+        if rank() == 0 and directory is not None:
+            self._open_record(directory, step, metadata or {})
         for station in self.stations:
-            if station.last < 0 and station.observes:
-                self._look(station, step, epoch, free=True)
+            self._first(station, step, epoch)
 
+    def _first(self, station: Station, step: int, epoch: int) -> None:
+        """The look at the beginning; in a resumed run what the checkpoint came too early for."""
+        if station.last < 0 and station.observes:
+            self._look(station, step, epoch, free=True)
+        elif station.missed_update(step):
+            self._attend(station, step, epoch)
+        elif station.missed_epoch(step, epoch):
+            self._attend_epoch(station, step, epoch - 1)
+        elif station.waiting:  # a stream's first batches are kept for its probe
+            self._probe_ready(station)
+        station.seen, station.epochs = step, epoch
+
+    @_survived
     def offer_batch(self, batch: Any) -> None:
         """A training batch passes by; only wanted while a probe waits for a stream."""
         if self._on and any(s.waiting for s in self.stations):
             self._source.offer(batch)
 
+    @_survived
     def after_step(self, step: int, epoch: int) -> None:
         """An optimizer update is done; the weights have seen `step` of them."""
         if not self._on:
             return
         for station in self.stations:
-            if station.off:
-                continue
-            if station.instrument.samples_at(step, epoch):
-                station.sample(self._maker(step, epoch, afresh=False), step, self._device)
-            elif station.sampling:
-                self._conclude(station, step, epoch)
-            if step >= station.next and station.due(step, *self._pace(station, step)):
-                self._look(station, step, epoch)
+            if not station.off:
+                self._attend(station, step, epoch)
+            station.seen = step
 
+    def _attend(self, station: Station, step: int, epoch: int) -> None:
+        if station.waiting and not station.observes:
+            self._probe_ready(station)
+        if station.wants_sample(step, epoch):
+            station.sample(self._maker(step, epoch, afresh=False), step, self._device)
+        elif station.sampling:
+            self._conclude(station, step, epoch)
+        if step >= station.next and station.due(step, *self._pace(station, step)):
+            self._look(station, step, epoch)
+
+    @_survived
     def after_epoch(self, step: int, epoch: int) -> None:
         """Epoch number `epoch`, counted from 0, is done."""
         if not self._on:
             return
         for station in self.stations:
-            if station.schedule.due_after_epoch(epoch) and station.last < step:
-                station.next = station.planned_at = step
-                if station.due(step, *self._pace(station, step)):
-                    self._look(station, step, epoch)
+            self._attend_epoch(station, step, epoch)
+            station.epochs = epoch + 1
 
+    def _attend_epoch(self, station: Station, step: int, epoch: int) -> None:
+        if station.schedule.due_after_epoch(epoch) and station.last < step:
+            station.next = station.planned_at = step
+            if station.due(step, *self._pace(station, step)):
+                self._look(station, step, epoch)
+
+    @_survived
     def finish(self, step: int, epoch: int) -> None:
         """Training ends: take the last look and let the instruments conclude."""
         if not self._on:
@@ -163,10 +219,13 @@ class Observer:
                 self._conclude(station, step, epoch)
         self.close()
 
+    @_survived
     def close(self) -> None:
         """Close the record. Safe to call at any time, and twice."""
         if self._on:
             self._on = False
+            for station in self.stations:
+                station.budget.end()
             self.logbook.close(self.stations)
 
     # Looking
@@ -241,21 +300,18 @@ class Observer:
         """Scalars to every logger; figures more rarely, and only where the budget has room for them."""
         if not values or rank() != 0:
             return
-        scalars = scalars_of(station.instrument, values)
-        self.latest |= scalars
-        for dashboard in self._dashboards:
-            dashboard.scalars(scalars, step)
+        with station.showing("cannot be shown by a logger"):
+            scalars = scalars_of(station.instrument, values)
+            self.latest |= scalars
+            for dashboard in self._dashboards:
+                dashboard.scalars(scalars, step)
         if step < self._figures_due or not any(d.writer for d in self._dashboards):
             return
         if not free and station.budget.seconds_to_wait(self._figures_cost) > 0:
             return
         started = time.perf_counter()
-        try:
+        with station.showing("cannot be drawn on the dashboard"):
             self._draw(station, values, step)
-        except Exception as error:  # a figure that cannot be drawn must not cost the numbers
-            if self.strict:
-                raise
-            warn(f"the dashboard of {station.instrument.name!r} could not be drawn: {error}")
         self._figures_cost = time.perf_counter() - started
         station.budget.charge_other(self._figures_cost, free=free)
         if station is self.stations[-1]:
@@ -275,15 +331,10 @@ class Observer:
     def _open_record(self, directory: Path, step: int, metadata: Mapping[str, Any]) -> None:
         try:
             self.logbook.open(directory, self.stations, step, metadata)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # mostly the disk
             if self.strict:
                 raise
             warn(f"nothing of this run is recorded, training goes on: {error}")
-
-    def _cannot_look(self, error: Exception) -> None:
-        if self.strict:
-            raise error
-        warn(f"the observatory does not watch this run, training goes on: {error}")
 
     # State that a resumed run needs
 

@@ -70,13 +70,15 @@ class Schedule:
         """The share of a run of `total` steps that is over at `step`, counted in looks that were due."""
         if self.every_n_epochs is not None or self.every_n_steps is not None:
             return min(1.0, step / max(total, 1))
-        return min(1.0, self._count(step) / max(self._count(total), 1))
+        return min(1.0, self.count(0, step) / max(self.count(0, total), 1))
 
-    def _count(self, last: int) -> int:
-        """Number of due steps up to `last`."""
+    def count(self, step: int, last: int) -> int:
+        """Number of due steps after `step` and up to `last`."""
         if self.at is not None:
-            return bisect_right(self.at, last)
-        count, step = 0, 0
+            return bisect_right(self.at, last) - bisect_right(self.at, step)
+        if self.every_n_steps is not None:
+            return last // self.every_n_steps - step // self.every_n_steps
+        count = 0
         while (step := self.next_after(step)) <= last:
             count += 1
         return count

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,14 @@ from observatory.looking.ranks import PeerFailed, broadcast_object, rank, togeth
 from observatory.looking.undisturbed import undisturbed
 from observatory.observing.budget import Budget, Stopwatch
 from observatory.observing.instrument import History, Instrument
+from observatory.observing.plain import fresh_state, plain_state
 from observatory.observing.schedule import NEVER, Schedule
 
 if TYPE_CHECKING:
     from observatory.records import InstrumentRecord
+
+
+PATIENCE = 16  # steps after which the budget is asked again, or as many as were made: steps may get slower
 
 
 class Station:
@@ -38,23 +43,45 @@ class Station:
         self.next = NEVER  # the step at which to look, or to ask the budget again
         self.planned_at = NEVER  # the scheduled step that `next` stands for
         self.last = -1  # step of the last look
+        self.asked = -1  # step up to which planned looks are counted
+        self.seen = -1  # last update that it was told of
+        self.epochs = 0  # that ended
+        self.behind = False  # resumed from a checkpoint that was saved before its turn came
         self.planned = self.taken = self.postponed = 0
         self.sampling = False
         self.watch = Stopwatch()
         self._charged, self._last_free = 0.0, False
-        self.observes = type(instrument).observe is not Instrument.observe
-        self._fresh = instrument.state_dict()
-        self.concludes = type(instrument).conclude is not Instrument.conclude
+        self._began = 0
+        kind = type(instrument)
+        self.observes = kind.observe is not Instrument.observe
+        self.concludes = kind.conclude is not Instrument.conclude
+        self._samples = kind.samples_at is not Instrument.samples_at
+        self._said: set[str] = set()  # reasons that were given already
+        self._fresh = self._state_of_instrument(fresh_state)
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, epoch: int) -> None:
         """Training begins, or is resumed, after `step` updates; a new run begins with a fresh instrument."""
         if step == 0 and self.last >= 0:
-            self.last, self.planned, self.taken, self.postponed = -1, 0, 0, 0
+            self.last = self.asked = self.seen = -1
+            self.planned = self.taken = self.postponed = self.epochs = 0
             self.off = False
-            self.instrument.load_state_dict(self._fresh)
+            self.budget = Budget(self.budget.max_overhead)
+            self._restore(self._fresh)
         self.probe = None
+        self._began = step
         self.budget.begin()
         self._plan(step)
+        self.behind = self.missed_update(step) or self.missed_epoch(step, epoch)
+        if self.missed_update(step) and self.observes and self.schedule.next_after(step - 1) == step:
+            self.next = self.planned_at = step
+
+    def missed_update(self, step: int) -> bool:
+        """Whether the checkpoint was saved, or the look interrupted, before its turn came at this step."""
+        return 0 <= self.seen < step
+
+    def missed_epoch(self, step: int, epoch: int) -> bool:
+        """The same at the end of the epoch before `epoch`, if that is looked at."""
+        return self.epochs < epoch and self.schedule.due_after_epoch(epoch - 1) and 0 <= self.last < step
 
     @property
     def waiting(self) -> bool:
@@ -68,8 +95,9 @@ class Station:
         if step == self.last:
             self._plan(step)
             return False
-        if self.next == self.planned_at:
-            self.planned += 1
+        by_epochs = self.schedule.every_n_epochs is not None and self.next == self.planned_at
+        self.planned += 1 if by_epochs else self.schedule.count(self.asked, step)
+        self.asked = step
         if self.budget.max_overhead is None:
             return True
         self._settle()
@@ -77,18 +105,17 @@ class Station:
         steps = broadcast_object(0 if wait == 0.0 else max(1, round(wait / max(seconds_per_step, 1e-9))))
         if steps == 0:
             return True
-        if self.next == self.planned_at:
+        if self.next == self.planned_at:  # one look will stand for all that fall due while it waits
             self.postponed += 1
             self._note({"event": "postponed", "step": step})
-        self.next = min(step + steps, self.schedule.next_after(step))
-        if self.next < step + steps:
-            self.planned_at = self.next  # the next scheduled look comes first, and stands for this one too
+        self.next = step + min(steps, max(PATIENCE, step - self._began))
         return False
 
     def look(
         self, make: Callable[[Station], Look], step: int, device: torch.device, *, free: bool = False
     ) -> Mapping[str, Tensor]:
         """Observe now; record and return what was seen, nothing if the instrument failed."""
+        self.asked = max(self.asked, step)
         scheduled = min(self.planned_at, step)  # earlier than `step` if the look was postponed
         started = time.perf_counter()
         with self.watch.running(device):
@@ -111,6 +138,18 @@ class Station:
         if seconds > self._charged:
             self.budget.charge_look(seconds - self._charged, free=self._last_free)
             self._charged = seconds
+
+    def wants_sample(self, step: int, epoch: int) -> bool:
+        """Whether the instrument samples this step."""
+        if not self._samples:
+            return False
+        try:
+            return self.instrument.samples_at(step, epoch)
+        except Exception as error:
+            if self.strict:
+                raise
+            self.fail(error)
+            return False
 
     def sample(self, make: Callable[[Station], Look], step: int, device: torch.device) -> None:
         """Sample this step."""
@@ -145,7 +184,7 @@ class Station:
         """Whatever goes wrong inside an instrument switches it off, once, on all ranks, and nothing else."""
         try:
             with together(), undisturbed(device, streams=streams):
-                return {key: value.detach() for key, value in act().items()}
+                return _tensors(act())
         except Exception as error:  # the training run belongs to somebody else
             if self.strict:
                 raise
@@ -169,8 +208,8 @@ class Station:
             return
         try:
             self.record.append(step, values, coordinates=self.instrument.coordinates())
-        except OSError as error:
-            self._stop_recording(error)
+        except Exception as error:  # the disk, a changed shape, a quantity that was not declared
+            self.stop_recording(error)
 
     def _note(self, event: dict[str, Any]) -> None:
         if self.record is None:
@@ -178,13 +217,30 @@ class Station:
         try:
             self.record.note(event)
         except OSError as error:
-            self._stop_recording(error)
+            self.stop_recording(error)
 
-    def _stop_recording(self, error: OSError) -> None:
+    def stop_recording(self, error: Exception) -> None:
+        """Say why, once; the instrument goes on looking, for the loggers."""
         self.record = None
         if self.strict:
             raise error
-        warn(f"instrument {self.instrument.name!r} is no longer recorded, training goes on: {error}")
+        self._say("is not recorded any more", error)
+
+    @contextmanager
+    def showing(self, what: str) -> Iterator[None]:
+        """What cannot be shown must not cost the numbers."""
+        try:
+            yield
+        except Exception as error:
+            if self.strict:
+                raise
+            self._say(what, error)
+
+    def _say(self, what: str, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        if reason not in self._said:  # one cause, one warning, whatever it leads to
+            self._said.add(reason)
+            warn(f"instrument {self.instrument.name!r} {what}, training goes on: {reason}")
 
     def _plan(self, step: int) -> None:
         self.next = self.planned_at = self.schedule.next_after(step) if self.observes else NEVER
@@ -192,15 +248,55 @@ class Station:
     def state_dict(self) -> dict[str, Any]:
         return {
             "last": self.last,
+            "asked": self.asked,
+            "seen": self.seen,
+            "epochs": self.epochs,
             "planned": self.planned,
             "taken": self.taken,
             "postponed": self.postponed,
             "budget": self.budget.state_dict(),
-            "instrument": self.instrument.state_dict(),
+            "instrument": self._state_of_instrument(plain_state),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.last = state["last"]
+        self.last, self.asked, self.seen = state["last"], state["asked"], state["seen"]
+        self.epochs = state["epochs"]
         self.planned, self.taken, self.postponed = state["planned"], state["taken"], state["postponed"]
         self.budget.load_state_dict(state["budget"])
-        self.instrument.load_state_dict(state["instrument"])
+        self._restore(state["instrument"])
+
+    def _state_of_instrument(
+        self, copied: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        """None where it has none that a checkpoint could hold: a resumed run then begins it afresh."""
+        try:
+            return copied(self.instrument.state_dict())
+        except Exception as error:
+            if self.strict:
+                raise
+            self._say("leaves no state in checkpoints and begins afresh when resumed", error)
+            return None
+
+    def _restore(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        try:
+            self.instrument.load_state_dict(state)
+        except Exception as error:  # of another version
+            if self.strict:
+                raise
+            self._say("cannot use its state of the checkpoint and begins afresh", error)
+
+
+def _tensors(values: Any) -> dict[str, Tensor]:
+    """What a verb returned, detached.
+
+    Raises:
+        TypeError: if it is no mapping of names to tensors.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"it returned {type(values).__name__}, not a mapping of names to tensors")
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"it returned {type(value).__name__} for {name!r}, not a tensor")
+    return {name: value.detach() for name, value in values.items()}

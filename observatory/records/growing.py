@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from pathlib import Path
@@ -35,9 +34,11 @@ def header(dtype: np.dtype) -> tuple[bytes, int]:
 class GrowingArray:
     """Appends records of one shape and dtype to `path`; `numpy.load(path)` reads them at any moment.
 
-    The record is written first, in one call, and the count in the header second, through a memory map, so
-    that a reader sees whole records only. The true count is the file's size: a torn record at the end, left
-    by a full disk or a killed process, is dropped when the file is opened again.
+    The record is written first, in one call, and the count in the header second, so that a reader sees whole
+    records only. The true count is the file's size: a torn record at the end, left by a full disk or a killed
+    process, is dropped when the file is opened again. The header is not memory-mapped: where a file was cut
+    short by somebody else, or its server went away, a write is refused with an error, but a store into a map
+    kills the process.
 
     Args:
         path: of the .npy file; made if it does not exist.
@@ -56,7 +57,6 @@ class GrowingArray:
         self._shape = shape
         self._header, self._count_at = header(self.dtype)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        self._map: mmap.mmap | None = None
         try:
             self._open()
         except BaseException:
@@ -74,8 +74,7 @@ class GrowingArray:
                 f"{self.path} holds values of {_words(found)}, not of {_words(self.dtype)}: "
                 "a changed shape cannot continue a record; record into another folder"
             )
-        self._map = mmap.mmap(self._file, HEADER_BYTES)
-        self._cut((size - HEADER_BYTES) // self.dtype.itemsize)
+        self.cut((size - HEADER_BYTES) // self.dtype.itemsize)
 
     def append(self, step: int, time: float, value: NDArray) -> None:
         """Append one record. If the disk is full the file is as before, and OSError is raised.
@@ -102,17 +101,17 @@ class GrowingArray:
         value = read_dtype(path)["value"]
         array = cls(path, value.base, value.shape)
         try:
-            array._cut(int(np.searchsorted(read_growing(path)["step"], step, side="right")))
+            array.cut(int(np.searchsorted(read_growing(path)["step"], step, side="right")))
         finally:
             array.close()
 
-    def _cut(self, count: int) -> None:
-        os.ftruncate(self._file, HEADER_BYTES + count * self.dtype.itemsize)
+    def cut(self, count: int) -> None:
+        """Keep the first `count` records."""
         self._set_count(count)
+        os.ftruncate(self._file, HEADER_BYTES + count * self.dtype.itemsize)
 
     def _set_count(self, count: int) -> None:
-        assert self._map is not None  # made when the file was opened
-        self._map[self._count_at : self._count_at + COUNT_DIGITS] = b"%*d" % (COUNT_DIGITS, count)
+        self._write(b"%*d" % (COUNT_DIGITS, count), self._count_at)
         self.count = count
 
     def _write(self, data: bytes, offset: int) -> None:
@@ -122,9 +121,6 @@ class GrowingArray:
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from observatory.records.growing import GrowingArray
+from observatory.records.growing import HEADER_BYTES, GrowingArray
 from observatory.records.quantity import Quantity
 from observatory.records.run import Run
 
@@ -81,11 +82,15 @@ class RunRecord:
         self._instruments[name] = InstrumentRecord(self.directory, checked(name), quantities, meta)
         return self._instruments[name]
 
-    def truncate_after(self, step: int) -> None:
-        """Drop what was recorded at later steps than `step`, before a run is resumed there."""
-        for file in self.directory.rglob("*.npy"):
-            GrowingArray.drop_after(file, step)
-        for file in self.directory.rglob("events.jsonl"):
+    def truncate_after(self, step: int, instrument: str = "") -> None:
+        """Drop what was recorded at later steps than `step`, by one instrument or by all."""
+        folder = self.directory / instrument
+        for file in folder.rglob("*.npy"):
+            if file.stat().st_size < HEADER_BYTES:  # killed while it was made
+                file.unlink()
+            else:
+                GrowingArray.drop_after(file, step)
+        for file in folder.rglob("events.jsonl"):
             kept = [line for line in _lines(file) if json.loads(line).get("step", 0) <= step]
             replace_text(file, "".join(line + "\n" for line in kept))
 
@@ -122,16 +127,26 @@ class InstrumentRecord:
     ) -> None:
         """Append one value of each quantity given, and hand it to the operating system before returning.
 
+        If one cannot be appended, or somebody presses Ctrl-C meanwhile, none is: a look is recorded whole.
+
         Raises:
             ValueError: if a quantity was not declared, or its shape is not that of the records before.
             OSError: if the disk refuses.
         """
         now = time.time()
-        for name, value in values.items():
-            array = _as_array(value)
-            if name not in self._arrays:
-                self._arrays[name] = self._open(name, array)
-            self._arrays[name].append(step, now, array)
+        before: list[tuple[GrowingArray, int]] = []
+        try:
+            for name, value in values.items():
+                array = _as_array(value)
+                if name not in self._arrays:
+                    self._arrays[name] = self._open(name, array)
+                before.append((self._arrays[name], self._arrays[name].count))
+                self._arrays[name].append(step, now, array)
+        except BaseException:
+            for growing, count in before:
+                with suppress(OSError):  # the count in the header may not fit, but then it has not changed
+                    growing.cut(count)
+            raise
         if coordinates and coordinates != self._coordinates:
             self._coordinates = dict(coordinates)
             self._write_meta()
