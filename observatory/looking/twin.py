@@ -87,7 +87,7 @@ def _own_functions(part: nn.Module, twins: Mapping[int, nn.Module]) -> dict[str,
     `self.encode = torch.compile(self.encode)` and `self.act = lambda x: self.net(x)` refer to the module in
     training, in whose mode and with whose weights they would run.
     """
-    own = {}
+    own: dict[str, Any] = {}
     for name, value in part.__dict__.items():
         eager = getattr(value, "_torchdynamo_orig_callable", value)
         if isinstance(eager, MethodType) and id(eager.__self__) in twins:
