@@ -33,6 +33,8 @@ class ImageData(TensorData):
         download: fetch missing files with torchvision.
         flat: each image as one row of numbers.
         validation: share of the published training set in the validation split.
+        moments: mean and standard deviation that pixels are normalised with, the same for all channels;
+            default those of the data set. A set that another network is shown needs that network's.
         options: those of `TensorData`.
     """
 
@@ -45,11 +47,14 @@ class ImageData(TensorData):
         download: bool = False,
         flat: bool = False,
         validation: float = 0.1,
+        moments: tuple[float, float] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if not 0 <= validation < 1:
             raise ValueError(f"validation={validation} leaves nothing to train on")
+        if moments is not None:
+            self.mean, self.std = ([m] * len(type(self).mean) for m in moments)
         self.root, self.download = data_root(root), download
         self.flat, self.validation = flat, validation
 

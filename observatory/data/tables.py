@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from observatory.data.files import data_root, folder_with, missing, read_bytes
 from observatory.data.tensors import Splits, TensorData, split_tensors, spread_order
 
-Table = Literal["boston", "concrete", "energy", "kin8nm", "naval", "power", "protein", "wine", "yacht"]
+EMBEDDED = "diabetes"  # of scikit-learn, with splits of our own
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,11 +43,20 @@ class TableData(TensorData):
         return Splits(*(((x - x_mean).div(x_std).float(), (y - y_mean).div(y_std).float()) for x, y in raw))
 
 
+def _diabetes() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True, scaled=False)
+    return torch.from_numpy(x), torch.from_numpy(y)[:, None]
+
+
 class UCI(TableData):
     """One table of the UCI regression benchmark (Hernández-Lobato & Adams 2015, arXiv:1502.05336).
 
     Args:
-        name: of the table.
+        name: boston, concrete, energy, kin8nm, naval, power, protein, wine, yacht, or a table of one's own
+            that `uci/index.json` below the root describes in the same way; "diabetes" is that of
+            scikit-learn, which needs no file, with splits that are drawn here.
         split: number of the published split, 0 to 19 (protein: 0 to 4); its test rows are 10 %.
         validation: share of the split's training rows in the validation split.
         root: folder of the data sets; default $OBSERVATORY_DATA, else ~/.cache/observatory.
@@ -57,7 +65,7 @@ class UCI(TableData):
 
     def __init__(
         self,
-        name: Table,
+        name: str = EMBEDDED,
         split: int = 0,
         validation: float = 1 / 9,
         root: str | os.PathLike[str] | None = None,
@@ -69,6 +77,10 @@ class UCI(TableData):
         self.name, self.split, self.validation, self.root = name, split, validation, data_root(root)
 
     def table(self) -> Splits:
+        if self.name == EMBEDDED:
+            x, y = _diabetes()
+            drawn = torch.Generator().manual_seed(self.split)
+            return self._split_off(x, y, torch.randperm(len(y), generator=drawn)[: round(0.1 * len(y))])
         folder = self.root / "uci"
         files = (f"{self.name}.data.txt", f"{self.name}.test_indices.txt", "index.json")
         if folder_with(files, [folder]) is None:
@@ -76,16 +88,19 @@ class UCI(TableData):
             raise missing(
                 f"UCI {self.name}", ", ".join(f"{f}[.gz]" for f in files), self.root, ["uci"], source
             )
-        about = json.loads(read_bytes(folder / "index.json"))[self.name]
+        index = json.loads(read_bytes(folder / "index.json"))
+        if self.name not in index:
+            raise ValueError(f"{folder / 'index.json'} describes {', '.join(index)}, not {self.name!r}")
+        about = index[self.name]
         if not 0 <= self.split < about["splits"]:
             raise ValueError(f"{self.name} has splits 0 to {about['splits'] - 1}, got split={self.split}")
         rows = torch.from_numpy(np.loadtxt(io.BytesIO(read_bytes(folder / files[0]))))
         x, y = rows[:, about["feature_columns"]], rows[:, [about["target_column"]]]
-        return self._published_split(x, y, folder / files[1])
+        lines = read_bytes(folder / files[1]).decode().splitlines()
+        return self._split_off(x, y, torch.tensor([int(i) for i in lines[self.split].split()]))
 
-    def _published_split(self, x: Tensor, y: Tensor, indices: Path) -> Splits:
-        lines = read_bytes(indices).decode().splitlines()
-        test = torch.tensor([int(i) for i in lines[self.split].split()])
+    def _split_off(self, x: Tensor, y: Tensor, test: Tensor) -> Splits:
+        """Train and validate on the rows that are not test rows."""
         rest = torch.ones(len(y), dtype=torch.bool).index_fill(0, test, False).nonzero()[:, 0]
         order = rest[spread_order(y[rest], generator=torch.Generator().manual_seed(self.split_seed))]
         val, train = torch.tensor_split(order, [round(self.validation * len(rest))])
@@ -106,12 +121,10 @@ class Diabetes(TableData):
         self.validation, self.test = validation, test
 
     def table(self) -> Splits:
-        from sklearn.datasets import load_diabetes
-
-        x, y = load_diabetes(return_X_y=True, scaled=False)
+        x, y = _diabetes()
         return split_tensors(
-            torch.from_numpy(x),
-            torch.from_numpy(y)[:, None],
+            x,
+            y,
             validation=self.validation,
             test=self.test,
             generator=torch.Generator().manual_seed(self.split_seed),

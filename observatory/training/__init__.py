@@ -1,5 +1,6 @@
 """The one loop: LightningModules for everything that is trained here, and exact resuming."""
 
+from observatory.training.best_epoch import BestEpoch
 from observatory.training.ensemble import Ensemble
 from observatory.training.fit import Fit
 from observatory.training.iterate import Iterate
@@ -7,4 +8,14 @@ from observatory.training.networks import MLP, ConvNet
 from observatory.training.resuming import SeedEveryStep, seed_streams
 from observatory.training.supervised import Supervised
 
-__all__ = ["MLP", "ConvNet", "Ensemble", "Fit", "Iterate", "SeedEveryStep", "Supervised", "seed_streams"]
+__all__ = [
+    "MLP",
+    "BestEpoch",
+    "ConvNet",
+    "Ensemble",
+    "Fit",
+    "Iterate",
+    "SeedEveryStep",
+    "Supervised",
+    "seed_streams",
+]
