@@ -33,19 +33,16 @@ class Sweep:
 
 
 def split(start: int, stop: int, slots: int) -> int:
-    """Where to keep the next state so that reversing steps start..stop with `slots` states repeats fewest
-    steps.
+    """Where to keep the next state so that reversing steps start..stop, with the state at the start and
+    `slots` more, repeats fewest steps.
 
-    s slots and r repetitions reverse (s+r choose s) steps (Griewank and Walther, ACM TOMS 26, 19 (2000)); the
-    part before the split is repeated once more than the part behind it.
+    s = slots + 1 states and r repetitions reverse (s+r choose s) steps (Griewank and Walther, ACM TOMS 26, 19
+    (2000)); the part before the split is repeated once more than the part behind it.
     """
-    length = stop - start
-    if slots == 0:
-        return stop - 1
-    repetitions = 1
-    while math.comb(slots + repetitions, slots) < length:
+    length, states, repetitions = stop - start, slots + 1, 1
+    while math.comb(states + repetitions, states) < length:
         repetitions += 1
-    return start + min(length - 1, math.comb(slots + repetitions - 1, slots))
+    return start + min(length - 1, math.comb(states + repetitions - 1, states))
 
 
 def forward_sweep(sweep: Sweep, y: State, theta: Theta) -> tuple[list[State], dict[int, State]]:
@@ -81,14 +78,9 @@ def reverse_sweep(
                 kept[there] = sweep.march(kept[here], theta, here, there)
             stack.append((there, max(slots - 1, 0)))
             continue
-        cotangent, slope = sweep.pull(
-            sweep.grid.starts[here],
-            sweep.grid.sizes[here],
-            kept.pop(here) if here else kept[0],
-            theta,
-            cotangent,
-        )
-        slopes = {name: value + slope[name] for name, value in slopes.items()}
+        t, h = sweep.grid.starts[here], sweep.grid.sizes[here]
+        y = kept.pop(here) if here else kept[0]
+        cotangent, slopes = sweep.pull(t, h, y, theta, cotangent, slopes)
         done = here
         if here:
             stack.pop()
@@ -104,6 +96,9 @@ class _Reversed(torch.autograd.Function):
     def forward(
         ctx: Any, sweep: Sweep, names: tuple[str, ...], spec: TreeSpec, *flat: Tensor
     ) -> tuple[Tensor, ...]:
+        flat = tuple(
+            tensor.detach() for tensor in flat
+        )  # compiled code is specialised to what needs a gradient
         y, theta = tree_unflatten(list(flat[len(names) :]), spec), dict(zip(names, flat, strict=False))
         saved, kept = forward_sweep(sweep, y, theta)
         ctx.sweep, ctx.spec, ctx.theta, ctx.kept = sweep, spec, theta, kept

@@ -33,8 +33,8 @@ def integrate(
     Gradients with respect to the initial state and θ:
 
     - "plain": automatic differentiation through the steps. Exact, of any order; remembers every intermediate.
-    - "checkpointed": the same gradient, exact; remembers the states of `snapshots` steps and recomputes
-      the rest, which n steps and s snapshots repeat at most r times where (s+r choose s) ≥ n.
+    - "checkpointed": the same gradient, exact; remembers the first state and those of `snapshots` steps and
+      recomputes the rest, at most r times where (s+r choose s) ≥ n for n steps and s = snapshots + 1.
     - "interpolated": the adjoint differential equation, solved backwards beside the interpolated solution.
       Approximate to the order of the method, as the equation and its discretisation do not commute.
     - "backsolve": the same with the solution integrated backwards too; unsound where it contracts.
