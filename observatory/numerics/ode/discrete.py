@@ -67,7 +67,8 @@ def reverse_sweep(
     """λᵀ∂/∂y(t₀) and λᵀ∂/∂θ of the states at the wanted times, λ given for each of them."""
     arriving = dict(zip(sweep.grid.saves, cotangents, strict=True))
     done = len(sweep.grid)
-    cotangent = arriving[done]
+    # a view into the gradient of all times would be compiled for apart, for where it begins in memory
+    cotangent = tree_map(torch.clone, arriving[done])
     slopes = {name: torch.zeros_like(value) for name, value in theta.items()}
     stack = [(0, sweep.snapshots)]  # states kept, nearest last, and the slots still free behind them
     while done:
