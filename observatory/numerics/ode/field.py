@@ -87,8 +87,8 @@ class VectorField:
 
     def _keep(self, kind: str, tableau: Tableau, function: Callable) -> Any:
         if (kind, tableau) not in self._kept:
-            options = {"guard_filter_fn": _of_tensors}
-            code = torch.compile(function, fullgraph=True, options=options)  # type: ignore[call-overload]
+            options: dict[str, Any] = {"guard_filter_fn": _of_tensors}
+            code = torch.compile(function, fullgraph=True, options=options)
             self._kept[kind, tableau] = lambda *arguments: code(*_any_number_of_lanes(arguments))
         return self._kept[kind, tableau]
 
