@@ -119,6 +119,7 @@ def contraction_rate(field: VectorField, t: Tensor, y: State, theta: Theta, *, i
     """-Re λ of the eigenvalue of ∂f/∂y with the largest |λ|, by power iteration: large where f contracts."""
     prepare_forward_mode()
     generator = torch.Generator().manual_seed(0)
+    theta = {name: value.detach() for name, value in theta.items()}
     v = tree_map(lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device), y)
     rate = 0.0
     for _ in range(iterations):
