@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error:
         refuse(str(error))
 
 
@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--quick", action="store_true", help="its smoke setting, less than a minute")
     run.add_argument("--dry-run", action="store_true", help="resolve everything, print the plan, run nothing")
     run.add_argument("--output", type=Path, default=Path("runs"), help="folder of studies; default runs")
+    run.add_argument(
+        "--submit", choices=("local", "slurm"), help="execute a study's runs as jobs of submitit"
+    )
     run.set_defaults(command=_run)
     report = commands.add_parser("report", help="write the page of a run")
     report.add_argument("run", type=Path, help="folder of a run, such as runs/digits/version_0")
@@ -74,7 +77,11 @@ def _run(options: argparse.Namespace) -> int:
     from observatory.running import run_experiment
 
     return run_experiment(
-        options.experiment, quick=options.quick, dry_run=options.dry_run, output=options.output
+        options.experiment,
+        quick=options.quick,
+        dry_run=options.dry_run,
+        output=options.output,
+        submit=options.submit,
     )
 
 

@@ -13,14 +13,22 @@ from observatory.data import MissingData
 from observatory.fitting import quiet
 from observatory.report import Section, write_page
 from observatory.running.configured import ConfiguredRun
-from observatory.running.execution import RunFolder, execute
+from observatory.running.execution import RunFolder
 from observatory.running.experiment import Experiment, read_experiment
 from observatory.running.plan import PlannedRun, plan_runs, validate
+from observatory.running.progress import Progress
+from observatory.running.stack import Unit, finish_trained, units_of
+from observatory.running.submission import Cluster, execute_as_jobs
 from observatory.studies import Conclusion, FinishedRun, Study
 
 
 def run_experiment(
-    name: str | Path, *, quick: bool = False, dry_run: bool = False, output: str | Path = "runs"
+    name: str | Path,
+    *,
+    quick: bool = False,
+    dry_run: bool = False,
+    output: str | Path = "runs",
+    submit: Cluster | None = None,
 ) -> int:
     """Execute an experiment, or with `dry_run` resolve every configuration of it and print the plan.
 
@@ -30,6 +38,7 @@ def run_experiment(
         dry_run: run nothing.
         output: folder of studies; a study continues where it was when it was killed. A single run goes where
             its logger says.
+        submit: execute the runs of a study as jobs of this cluster, through submitit.
 
     Returns:
         The exit code.
@@ -37,11 +46,12 @@ def run_experiment(
     Raises:
         FileNotFoundError: if there is no such experiment, or data are missing.
         ValueError: if something in it is wrong.
+        RuntimeError: if jobs failed; the other runs are finished.
     """
     quiet()
     experiment = read_experiment(name, quick=quick)
     if experiment.study:
-        return _conduct(experiment, Path(output), dry_run=dry_run)
+        return _conduct(experiment, Path(output), dry_run=dry_run, submit=submit)
     if dry_run:
         validate(experiment.base)
         print(f"{experiment.name}: one run, valid")
@@ -55,7 +65,7 @@ def run_experiment(
     return 0
 
 
-def _conduct(experiment: Experiment, output: Path, *, dry_run: bool) -> int:
+def _conduct(experiment: Experiment, output: Path, *, dry_run: bool, submit: Cluster | None) -> int:
     runs = plan_runs(experiment)
     study = _study(experiment.study)
     study.check([run.point for run in runs])
@@ -68,7 +78,7 @@ def _conduct(experiment: Experiment, output: Path, *, dry_run: bool) -> int:
     for folder in folders:
         folder.claim()
     try:
-        finished = _execute_all(experiment.name, folders)
+        finished = _execute_all(experiment, folders, submit)
     except MissingData as error:
         raise FileNotFoundError(str(error)) from error
     conclusion = study.conclude(finished)
@@ -77,20 +87,20 @@ def _conduct(experiment: Experiment, output: Path, *, dry_run: bool) -> int:
     return 0
 
 
-def _execute_all(name: str, folders: Sequence[RunFolder]) -> list[FinishedRun]:
-    """Every run that is not finished, one after the other, under one line of progress."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    before = [folder.finished() for folder in folders]
-    done = []
-    with tqdm(total=len(folders), desc=name, unit="run", initial=sum(b is not None for b in before)) as bar:
-        for folder, found in zip(folders, before, strict=True):
-            if found is None:
-                bar.set_postfix_str(folder.run.name)
-                found = execute(folder)
-                bar.update()
-            done.append(found)
-    return done
+def _execute_all(
+    experiment: Experiment, folders: Sequence[RunFolder], submit: Cluster | None
+) -> list[FinishedRun]:
+    """Every run that is not finished, those of equal shape as one stack, under one line of progress."""
+    finish_trained(folders)
+    missing = [folder for folder in folders if folder.finished() is None]
+    units = units_of(missing) if experiment.stack else [Unit([folder]) for folder in missing]
+    with Progress(experiment.name, total=len(folders), done=len(folders) - len(missing)) as progress:
+        if submit is not None:
+            execute_as_jobs(units, submit, experiment.submitit, progress)
+        else:
+            for unit in units:
+                unit.execute(progress.of(unit.name, len(unit.folders)))
+    return [finished for folder in folders if (finished := folder.finished()) is not None]
 
 
 def _study(spec: dict[str, Any]) -> Study:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from typing_extensions import override
 
@@ -44,6 +44,11 @@ class ConfiguredRun(ObservatoryCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return super().instantiate_trainer(**kwargs) if self._with_trainer else None  # type: ignore[return-value]
+
+    @property
+    def observers(self) -> list[Callback]:
+        """What `observe:` names."""
+        return list(self.config_init["observe"].values())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from observatory.fitting import has_test
 from observatory.records import open_run
@@ -24,6 +24,7 @@ from observatory.studies import FinishedRun
 CLAIM = "run.yaml"  # written first: what the folder is for
 BOOKMARK = "resume.ckpt"  # while it is not finished
 MARKER = "finished.json"  # written last: without it a run is not finished
+CONFIGURATION = "config.yaml"  # resolved
 END = "checkpoints/end.ckpt"  # the weights that it ended with
 
 
@@ -65,12 +66,16 @@ class RunFolder:
         """Where an interrupted run goes on; if nowhere, what it left is removed."""
         if (self.path / BOOKMARK).is_file():
             return self.path / BOOKMARK
+        self.clear()
+        return None
+
+    def clear(self) -> None:
+        """Remove what an interrupted run left."""
         for leftover in self.path.iterdir():
             if leftover.is_dir():
                 shutil.rmtree(leftover)
             elif leftover.name != CLAIM:
                 leftover.unlink()
-        return None
 
     def finish(self, metrics: Mapping[str, float]) -> FinishedRun:
         """Write what belongs to the run as a whole, the marker at the very end."""
@@ -82,15 +87,19 @@ class RunFolder:
         return FinishedRun(self.run.name, self.run.point, dict(metrics), self.path)
 
 
-def execute(folder: RunFolder) -> FinishedRun:
+def execute(folder: RunFolder, *watching: Callback) -> FinishedRun:
     """Train, test, and write the page of one run; from where it was interrupted if it was.
+
+    Args:
+        folder: of the run.
+        watching: callbacks of whoever wants to follow.
 
     Raises:
         KeyboardInterrupt: if somebody stopped it.
     """
     bookmark = folder.bookmark()
     cli = ConfiguredRun(folder.run.configuration(folder.path.parent))
-    cli.trainer.callbacks.append(Bookmark(folder.path / BOOKMARK))  # type: ignore[attr-defined]
+    cli.trainer.callbacks += [Bookmark(folder.path / BOOKMARK), *watching]  # type: ignore[attr-defined]
     metrics = train(cli.trainer, cli.model, cli.datamodule, bookmark, folder.path / END)
     return folder.finish(metrics)
 

@@ -19,6 +19,8 @@ An ordinary experiment is what `observatory fit --config` takes (`model:`, `data
       trainer.max_epochs: 2
       sweep.seed_everything: [0, 1]         # another list for a key that is swept
       study.init_args.resamples: 100        # another setting of the study
+    stack: false                            # train every run alone; default those of equal shape as one stack
+    submitit: {timeout_min: 60}             # of `--submit`, as submitit's `update_parameters` takes them
 
 A sweep whose keys are `product` and `zip` takes all combinations of the lists under the first with the rows
 of the lists under the second, which are equally long: keys that change together. Runs are written to
@@ -29,7 +31,7 @@ conclusion to `report.html`, `report.md` and `conclusion.json` in `OUTPUT/EXPERI
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ import yaml
 
 from observatory.running.sweep import split_ways, with_values
 
-STUDY_KEYS = ("base", "sweep", "study", "quick")
+STUDY_KEYS = ("base", "sweep", "study", "quick", "stack", "submitit")
 QUICK: dict[str, Any] = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 50}  # unless the file says
 
 
@@ -50,6 +52,8 @@ class Experiment:
     base: dict[str, Any]  # a configuration as `observatory fit --config` takes it
     sweep: dict[str, dict[str, list]] = field(default_factory=dict)  # way to dotted key to values
     study: dict[str, Any] = field(default_factory=dict)  # class_path and init_args; empty for a single run
+    stack: bool = True  # runs of equal shape are trained as one
+    submitit: dict[str, Any] = field(default_factory=dict)  # parameters of jobs
 
 
 def read_experiment(name: str | Path, *, quick: bool = False) -> Experiment:
@@ -115,7 +119,10 @@ def _study(name: str, stem: str, content: dict[str, Any]) -> Experiment:
     sweep = content.get("sweep")
     if not isinstance(sweep, Mapping) or not sweep:
         raise ValueError(f"{name}: sweep: must map dotted keys of the configuration to lists of values")
-    return Experiment(stem, dict(base), split_ways(sweep), dict(study))
+    stack, jobs = content.get("stack", True), content.get("submitit") or {}
+    if not isinstance(stack, bool) or not isinstance(jobs, Mapping):
+        raise ValueError(f"{name}: stack: is true or false, submitit: a mapping; got {stack!r} and {jobs!r}")
+    return Experiment(stem, dict(base), split_ways(sweep), dict(study), stack, dict(jobs))
 
 
 def _quick(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
@@ -128,12 +135,13 @@ def _quick(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
     swept = {key for lists in experiment.sweep.values() for key in lists}
     if unknown := set(parts["sweep"]) - swept:
         raise ValueError(f"quick: sweep.{unknown.pop()} is not swept ({', '.join(sorted(swept))})")
-    return Experiment(
-        f"{experiment.name}-quick",
-        with_values(experiment.base, parts["base"]),
-        {
+    return replace(
+        experiment,
+        name=f"{experiment.name}-quick",
+        base=with_values(experiment.base, parts["base"]),
+        sweep={
             way: {key: parts["sweep"].get(key, values) for key, values in lists.items()}
             for way, lists in experiment.sweep.items()
         },
-        with_values(experiment.study, parts["study"]),
+        study=with_values(experiment.study, parts["study"]),
     )

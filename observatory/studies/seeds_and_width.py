@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTHS = "model.init_args.network.init_args.widths"
+FEWEST = 5  # seeds: of fewer, most resamples have equal ranks, and intervals are too short
 FIRST, LAST, LOSS = "#4c72b0", "#c44e52", "#222222"
 
 
@@ -129,7 +130,16 @@ class SeedsAndWidth(Study):
             _change(grid, n),
         ]
         names = {"entropy": "initial entropy", "mean_trace": "initial trace"}
-        found += [_prediction(name, grid.within(grid.first[key], n)) for key, name in names.items()]
+        if seeds < FEWEST:
+            found.append(
+                Finding(
+                    f"{seeds} seeds of each width are too few to tell whether the initial state says which "
+                    f"seed generalises better; {FEWEST} are needed.",
+                    "warning",
+                )
+            )
+        else:
+            found += [_prediction(name, grid.within(grid.first[key], n)) for key, name in names.items()]
         return [*found, Finding(f"{seeds} seeds at each of {len(grid.width)} widths.", "note")]
 
 

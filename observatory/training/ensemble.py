@@ -17,13 +17,31 @@ from observatory.training.stackable import base_rate, why_not
 from observatory.training.supervised import Supervised, mean_loss
 
 
-def _copy_with(module: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
+class _Slice(nn.Parameter):
+    """One member's part of a stacked parameter: a view of its numbers, and of its gradient."""
+
+    def __new__(cls, stacked: nn.Parameter, k: int) -> _Slice:
+        part = super().__new__(cls, stacked.detach()[k], stacked.requires_grad)
+        part._place = (stacked, k)
+        return part
+
+    @property
+    def grad(self) -> Tensor | None:  # type: ignore[override]
+        stacked, k = self._place
+        return None if stacked.grad is None else stacked.grad[k]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        return nn.Parameter(self.detach().clone(), self.requires_grad)  # a copy has no stack
+
+
+def _copy_with(
+    module: nn.Module,
+    parameter: Callable[[str, nn.Parameter], nn.Parameter],
+    buffer: Callable[[str, Tensor], Tensor],
+) -> nn.Module:
     """A copy of `module` with other tensors in the places of its own; ties stay tied."""
-    memo: dict[int, Any] = {}
-    for name, p in module.named_parameters():
-        memo[id(p)] = nn.Parameter(change(name, p.detach()), p.requires_grad)
-    for name, b in module.named_buffers():
-        memo[id(b)] = change(name, b)
+    memo: dict[int, Any] = {id(p): parameter(name, p) for name, p in module.named_parameters()}
+    memo |= {id(b): buffer(name, b) for name, b in module.named_buffers()}
     return copy.deepcopy(module, memo)
 
 
@@ -59,8 +77,14 @@ class Ensemble(LightningModule):
         leader = members[int(rates.argmax())]  # its optimizer and schedule make the steps
         self.optimizer, self.scheduler, self.interval = leader.optimizer, leader.scheduler, leader.interval
         tensors = [dict(m.network.named_parameters()) | dict(m.network.named_buffers()) for m in members]
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([t[name].detach() for t in tensors])
+
         self.network = _copy_with(
-            members[0].network, lambda name, _: torch.stack([t[name].detach() for t in tensors])
+            members[0].network,
+            lambda name, p: nn.Parameter(stacked(name), p.requires_grad),
+            lambda name, _: stacked(name),
         )
         self.loss = copy.deepcopy(members[0].loss)
         shares = rates / rates.max() if rates.max() > 0 else torch.ones_like(rates)
@@ -73,9 +97,10 @@ class Ensemble(LightningModule):
     def member(self, k: int) -> Supervised:
         """The k-th member with the names that it has in a run of its own, to be looked at.
 
-        Its tensors are views of the stack and follow the training. Ask when the ensemble is on its device.
+        Its tensors are views of the stack, gradients included, and follow the training. Ask when the ensemble
+        is on its device.
         """
-        network = _copy_with(self.network, lambda _, stacked: stacked[k])
+        network = _copy_with(self.network, lambda _, p: _Slice(p, k), lambda _, b: b[k])
         return Supervised(network, copy.deepcopy(self.loss), self.optimizer, self.scheduler, self.interval)
 
     def members(self) -> list[Supervised]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import runpy
 from collections.abc import Callable
 from functools import partial
@@ -151,12 +152,13 @@ def test_the_gradient_of_the_sum_is_each_members_own(
     y = torch.randint(3, (4, 6), generator=generator).to(device)
     losses = ensemble.batch_losses(x, y)
     losses.sum().backward()
-    for k, member in enumerate(members):
+    for k, (member, view) in enumerate(zip(members, ensemble.members(), strict=True)):
         loss = member.loss(member(x[k]), y[k])
         own = torch.autograd.grad(loss, list(member.parameters()))
         assert losses[k].item() == pytest.approx(loss.item(), rel=1e-13)
-        for stacked, gradient in zip(ensemble.network.parameters(), own, strict=True):
-            torch.testing.assert_close(stacked.grad[k], gradient, atol=1e-14, rtol=1e-12)
+        for seen, gradient in zip(view.parameters(), own, strict=True):
+            torch.testing.assert_close(seen.grad, gradient, atol=1e-14, rtol=1e-12)
+        assert all(p.grad is None for p in copy.deepcopy(view).parameters())
 
 
 def test_convolutions_are_stacked_too(tmp_path: Path) -> None:
