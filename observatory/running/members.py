@@ -25,8 +25,8 @@ class _MemberOptimizer:
     def __init__(self, optimizer: torch.optim.Optimizer, share: float, parts: Mapping[int, Tensor]) -> None:
         self._optimizer, self._share, self._parts = optimizer, share, parts
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self._optimizer)
 
     @property

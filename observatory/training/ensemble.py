@@ -20,6 +20,8 @@ from observatory.training.supervised import Supervised, mean_loss
 class _Slice(nn.Parameter):
     """One member's part of a stacked parameter: a view of its numbers, and of its gradient."""
 
+    _place: tuple[nn.Parameter, int]
+
     def __new__(cls, stacked: nn.Parameter, k: int) -> _Slice:
         part = super().__new__(cls, stacked.detach()[k], stacked.requires_grad)
         part._place = (stacked, k)
