@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.cli import SaveConfigCallback
 
 from observatory.callbacks.callback import ObservingCallback
 from observatory.data import StackedData
@@ -116,6 +117,11 @@ class _Stack:
         self.runs = [ConfiguredRun(config, trainer=False) for config in configurations]
         alone = with_values(configurations[0], {"trainer.logger": False, "observe": {}})
         self.trainer = ConfiguredRun(alone).trainer
+        self.trainer.callbacks = [  # type: ignore[attr-defined]
+            callback
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if not isinstance(callback, SaveConfigCallback)  # each member's is saved in its folder
+        ]
         self.ensemble = Ensemble([run.model for run in self.runs])
         self.data = StackedData([run.datamodule for run in self.runs])
 

@@ -60,8 +60,11 @@ SWEEP = {
 }
 
 
-def test_each_member_leaves_what_it_leaves_alone(tmp_path: Path) -> None:
+def test_each_member_leaves_what_it_leaves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32: round-off of 1e-7 per step, after 40 steps of SGD below 1e-4 of any value."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
     base = with_base(observe=OBSERVE, model__init_args__optimizer=optimizer)
     (tmp_path / "alone").mkdir()
@@ -97,6 +100,7 @@ def test_each_member_leaves_what_it_leaves_alone(tmp_path: Path) -> None:
         assert not {name for name in files if not name.startswith("events.out")}
         configured = [yaml.safe_load((p / "config.yaml").read_text()) for p in (folder.path, together.folder)]
         assert configured[0]["seed_everything"] == configured[1]["seed_everything"]
+        assert not list(elsewhere.iterdir())
         assert one.metadata["seed"] == other.metadata["seed"] == str(own.point["seed_everything"])
 
 
