@@ -118,13 +118,17 @@ def rounds(contenders: dict[str, Trace], device: str) -> dict[str, float]:
     best = dict.fromkeys(contenders, float("inf"))
     for _ in range(ROUNDS):
         for name, trace in contenders.items():
-            for _ in range(3 if best[name] > 0.02 else 20):  # alone with the caches, as in a loop
+            for _ in range(repeats(best[name])):  # alone with the caches, as in a loop
                 started = time.perf_counter()
                 trace()
                 if device == "cuda":
                     torch.cuda.synchronize()
                 best[name] = min(best[name], time.perf_counter() - started)
     return best
+
+
+def repeats(seconds: float) -> int:
+    return 20 if seconds < 0.02 else 3 if seconds < 0.3 else 1
 
 
 def compare(network: str, n: int, device: str) -> None:

@@ -7,6 +7,8 @@ from observatory.callbacks.collective_variables import CollectiveVariables
 from observatory.callbacks.fisher_information import FisherInformation
 from observatory.callbacks.last_layer_uncertainty import LastLayerUncertainty
 from observatory.callbacks.observatory import Observatory
+from observatory.callbacks.stage_checkpoint import StageCheckpoint
+from observatory.callbacks.trace_controlled import TraceControlledLearningRate
 from observatory.callbacks.weight_fluctuations import WeightFluctuations
 
 __all__ = [
@@ -14,5 +16,7 @@ __all__ = [
     "FisherInformation",
     "LastLayerUncertainty",
     "Observatory",
+    "StageCheckpoint",
+    "TraceControlledLearningRate",
     "WeightFluctuations",
 ]

@@ -10,7 +10,7 @@ Everything that depends on a direction has the directions as its first axis, D.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -21,6 +21,7 @@ from torch.nn import functional
 from observatory.looking.calls import LayerCall
 
 CACHED_NUMBERS = 2**18  # of patches that stay in a CPU's cache
+FORMED_NUMBERS = 2**22  # of gradients that are formed at a time for their norms
 
 Layout = Literal["outer", "inner", "second"]  # of examples: (N·r, ...), (r·N, ...), (r, N, ...)
 
@@ -134,6 +135,21 @@ class SiteFactors(Factors):
                 torch.bmm(one[some].flatten(0, 1), patches, out=target[some].flatten(0, 1))
         return out.view(len(rows), self.n, -1)
 
+    def squared_norms(self, b: Tensor) -> Tensor:
+        """‖G‖² in each direction and of each example, (D, N), from B: gradients are formed and forgotten."""
+        found = b.sum(3).square().sum((2, 3)) if self.biased else b.new_zeros(b.shape[:2])
+        for part in self.parts() if self.weighted else ():  # (N, g, s, columns)
+            step = max(1, FORMED_NUMBERS // (self.groups * self.outputs * part.shape[-1]))
+            for one, target in zip(b, found, strict=True):
+                for k in range(0, self.n, step):
+                    formed = one[k : k + step].mT @ part[k : k + step]
+                    target[k : k + step] += torch.linalg.vector_norm(formed.flatten(1), dim=1).square()
+        return found
+
+    def parts(self) -> Iterator[Tensor]:
+        """U without the one for the bias, some columns after the others, (N, groups, sites, columns)."""
+        yield self.unbiased
+
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
         joint = self.gradients([b]).unflatten(2, (-1, self.columns))  # (D, N, groups·outputs, columns)
         found = {"bias": joint[..., -1]} if self.biased else {}
@@ -161,6 +177,11 @@ class SiteFactors(Factors):
     def numbers(self) -> int:
         """In the gradient of one example."""
         return self.groups * self.outputs * self.columns
+
+    @property
+    def copied(self) -> int:
+        """Numbers of U that have to be copied for one example; those of a linear map are the input itself."""
+        return 0
 
 
 class LinearFactors(SiteFactors):

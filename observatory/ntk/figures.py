@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from observatory.ntk.stages_figures import mark_stages, stages_or_none
 from observatory.records import Panel
 
 if TYPE_CHECKING:
@@ -50,18 +51,21 @@ def evolution_panel(run: Run) -> Panel:
         axes[0].plot(entropy.steps, run["centred_entropy"].values, "o-", ms=3, label="of the centred kernel")
     axes[0].set_ylabel("entropy S (nat)")
     axes[0].legend(frameon=False)
+    mark_stages(axes[0], stages_or_none(entropy.steps, entropy.values))
     axes[1].plot(trace.steps, trace.values, "o-", ms=3, color="tab:red")
     axes[1].set_ylabel("mean trace Tr K / n")
     axes[1].set_xlabel("optimizer step")
     axes[1].set_xscale("symlog", linthresh=1)
     if (trace.values > 0).all():
         axes[1].set_yscale("log")
+        mark_stages(axes[1], stages_or_none(trace.steps, np.log(trace.values)))
     return Panel(
         "Entropy and trace",
         figure,
         "Entropy of the kernel's spectrum and its mean trace against the number of updates (logarithmic). "
         "A falling entropy means that fewer directions carry the response to training, a rising one that "
-        "structure forms; the trace is the squared length of the gradients.",
+        "structure forms; the trace is the squared length of the gradients. Stages are shaded: blue falls, "
+        "grey rests, orange rises.",
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from observatory.ntk.stages_figures import in_words, stages_or_none
 from observatory.records import Finding
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def sentences(run: Run) -> list[Finding]:
             f"at step {steps[t.argmax()]}"
         ),
     ]
+    found += _stages(run)
     if "distance" in run:
         distance = run["distance"].values[finite][-1]
         found.append(
@@ -62,3 +64,22 @@ def sentences(run: Run) -> list[Finding]:
         a = run["centred_alignment"].values[finite]
         found.append(Finding(f"its centred alignment with the targets went from {a[0]:.2f} to {a[-1]:.2f}"))
     return found if warning is None else [warning, *found]
+
+
+def _stages(run: Run) -> list[Finding]:
+    """Of the entropy, of the logarithm of the trace, and of that of the velocity."""
+    found = []
+    for name, words in (
+        ("entropy", "stages of the entropy by steps"),
+        ("mean_trace", "the logarithm of the trace by steps"),
+        ("velocity", "the logarithm of the kernel's velocity by steps"),
+    ):
+        if name not in run:
+            continue
+        values = np.asarray(run[name].values, dtype=float)
+        if name != "entropy":
+            values = np.log(np.where(values > 0, values, np.nan))
+        stages = stages_or_none(run[name].steps, values)
+        if stages is not None:
+            found.append(Finding(f"{words}: {in_words(stages, entropy=name == 'entropy')}"))
+    return found

@@ -13,6 +13,8 @@ from observatory.looking.probe import ProbeRequest
 from observatory.ntk import figures, findings
 from observatory.ntk.collective import collective_variables
 from observatory.ntk.empirical import empirical_ntk
+from observatory.ntk.stages import Kind
+from observatory.ntk.stages_online import StageDetector
 from observatory.observing import Histogram, Instrument
 from observatory.records import Quantity
 
@@ -38,12 +40,15 @@ SCALARS = {
     "distance": ("1", "1 - ⟨K, K₀⟩/(‖K‖ ‖K₀‖), K₀ the kernel of the first look"),
     "velocity": ("1/step", "the same distance to the look before, per step"),
 }
+STAGE = "stage of the entropy so far: -1 compression, 0 plateau, 1 structure formation; NaN before the first"
+CODES: dict[Kind, float] = {"compression": -1.0, "plateau": 0.0, "structure formation": 1.0}
 
 
 class CollectiveVariables(Instrument):
     """Trace, entropy and spectrum of the empirical NTK on the probe (Tovey et al. 2023, arXiv:2305.00995).
 
     The kernel is contracted over outputs, K_ij = Σ_c ∇f_c(x_i) · ∇f_c(x_j), of shape (n, n) for n examples.
+    The stage of learning is recognised as it comes, from the entropy (`StageDetector`).
 
     Args:
         keep_kernel: record the matrix itself at every look.
@@ -59,9 +64,11 @@ class CollectiveVariables(Instrument):
         self._reference: Tensor | None = None
         self._previous: tuple[Tensor, int] | None = None
         self._classes: Tensor | None = None
+        self._stages = StageDetector()
 
     def quantities(self) -> dict[str, Quantity]:
         quantities = {name: Quantity((), unit, text) for name, (unit, text) in SCALARS.items()}
+        quantities["stage"] = Quantity((), "1", STAGE)
         quantities["spectrum"] = Quantity(("rank",), "‖∇f‖²", "eigenvalues λ₁ ≥ ... ≥ λₙ of K")
         if self.keep_kernel:
             quantities["kernel"] = Quantity(
@@ -89,15 +96,24 @@ class CollectiveVariables(Instrument):
             k: torch.full_like(variables.trace, torch.nan) if v is None else v for k, v in found.items()
         }
         values["spectrum"] = variables.eigenvalues
+        self._stages.update(look.step, float(variables.entropy))
+        kind = self._stages.kind
+        values["stage"] = torch.full_like(variables.trace, torch.nan if kind is None else CODES[kind])
         return values | ({"kernel": kernel} if self.keep_kernel else {})
 
     def state_dict(self) -> dict[str, Any]:
         kernel, step = self._previous or (None, 0)
-        return {"reference": self._reference, "previous": kernel, "step": step}
+        return {
+            "reference": self._reference,
+            "previous": kernel,
+            "step": step,
+            "stages": self._stages.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._reference = state["reference"]
         self._previous = None if state["previous"] is None else (state["previous"], state["step"])
+        self._stages.load_state_dict(state["stages"])
 
     def charts(self) -> dict[str, list[str]]:
         return {
@@ -106,6 +122,7 @@ class CollectiveVariables(Instrument):
             "Rank": ["effective_rank", "participation_ratio"],
             "Alignment": ["alignment", "centred_alignment"],
             "Distance": ["distance"],
+            "Stage": ["stage"],
         }
 
     def dashboard(self, values: Mapping[str, Tensor]) -> Sequence[Panel | Histogram]:

@@ -17,6 +17,7 @@ from observatory.ntk.contraction import site_factor
 from observatory.ntk.factors import Factors
 from observatory.ntk.gradients import rows
 from observatory.ntk.sizes import sizes_of
+from observatory.ntk.ways import norms_way
 
 Directions = Tensor | Callable[[Tensor, slice], Tensor]
 
@@ -91,15 +92,21 @@ def _blocks(
 def _norms(block: Block) -> Iterator[tuple[str, Tensor]]:
     """By layer, (D, n)."""
     side = block.side
-    within = [_overlaps_within(uses) for uses in side.factors]
+    factors = [site_factor(uses) for uses in side.factors]
+    within = [
+        factor.overlaps_within() if factor is not None and norms_way(uses, side.d) == "by sites" else None
+        for uses, factor in zip(side.factors, factors, strict=True)
+    ]
     found: list[list[Tensor]] = [[] for _ in side.claims]
     for pieces in side.backward(side.at_once):
-        for k, (overlaps, piece) in enumerate(zip(within, pieces, strict=True)):
-            if overlaps is None:
+        for k, (factor, overlaps, piece) in enumerate(zip(factors, within, pieces, strict=True)):
+            if overlaps is not None:
+                found[k].append((overlaps * (piece @ piece.mT)).sum((2, 3, 4)))
+            elif factor is not None and not factor.one_hot:
+                found[k].append(factor.squared_norms(piece))
+            else:
                 parts = [gradients.square().sum(2) for gradients in side.rows(k, [piece])]
                 found[k].append(torch.stack(parts).sum(0))
-            else:
-                found[k].append((overlaps * (piece @ piece.mT)).sum((2, 3, 4)))
     for claim, parts in zip(side.claims, found, strict=True):
         yield layer_name(claim.names), torch.cat(parts)
     chunks = [

@@ -45,3 +45,15 @@ def crossed_way(uses: list[Factors], others: list[Factors], d: int, e: int, *, s
     if s == 1 or by_sites <= formed:
         return "by sites"
     return "forming at once" if factor.numbers <= s * g * o else "forming later"
+
+
+def norms_way(uses: list[Factors], d: int) -> Way:
+    """For ‖G_d‖² of every example: form the gradients, or contract its own pairs of sites."""
+    factor = uses[0]
+    if len(uses) > 1 or not isinstance(factor, SiteFactors):
+        return "forming at once"
+    s, g, width = factor.sites, factor.groups, factor.groups * factor.outputs
+    overlaps = s * s * (factor.overlapping + g * PER_PASS) + PER_PASS * factor.copied
+    by_sites = overlaps + d * s * s * (width + 2 * g * PER_PASS)
+    formed = d * (factor.forming + PER_PASS * factor.numbers)
+    return "by sites" if s == 1 or by_sites <= formed else "forming at once"

@@ -18,8 +18,8 @@ from observatory.studies.study import Conclusion, FinishedRun, Study
 
 WIDTHS = "model.init_args.network.init_args.widths"
 OUTCOMES = {-1: "information compression", 0: "no change beyond the scatter", 1: "structure formation"}
-COLOURS = ("tab:blue", "tab:green", "tab:orange", "tab:red", "tab:purple")
-ERRORS = 2.0  # standard errors of the mean over seeds that a change must have
+COLOURS = "viridis"
+CONFIDENCE = 0.975  # one-sided, of Student's t: few seeds need more standard errors than two
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ class _Family:
 
     @property
     def sign(self) -> int:
+        from scipy.stats import t
+
         mean, error = self.change
-        return 0 if abs(mean) <= ERRORS * error else int(np.sign(mean))
+        errors = float(t.ppf(CONFIDENCE, len(self.entropy) - 1))
+        return 0 if abs(mean) <= errors * error else int(np.sign(mean))
 
     @property
     def label(self) -> str:
@@ -56,8 +59,8 @@ class _Family:
 class CollectiveVariables(Study):
     """The entropy of the kernel from the first step to the last, for several depths and widths.
 
-    A fall over the whole run is called information compression, a rise structure formation; the sign is that
-    of the mean over seeds where it exceeds two of its standard errors. (Tovey et al. 2024, arXiv:2410.07451.)
+    A fall over the whole run is called information compression, a rise structure formation, where the 95 %
+    interval of the mean over seeds (Student's t) leaves out zero. (Tovey et al. 2024, arXiv:2410.07451.)
 
     Args:
         widths: the swept key with the widths of a network from inputs to outputs, hidden ones all equal.
@@ -159,12 +162,20 @@ def _row(family: _Family) -> list[str]:
     ]  # fmt: skip
 
 
+def _colours(count: int) -> NDArray:
+    import matplotlib
+
+    found: NDArray = matplotlib.colormaps[COLOURS](np.linspace(0, 0.85, count))
+    return found
+
+
 def _change_panel(families: Sequence[_Family]) -> Panel:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axis = figure.subplots()
-    for depth, colour in zip(sorted({f.depth for f in families}), COLOURS, strict=False):
+    depths = sorted({family.depth for family in families})
+    for depth, colour in zip(depths, _colours(len(depths)), strict=True):
         ours = [family for family in families if family.depth == depth]
         means, errors = zip(*(family.change for family in ours), strict=True)
         label = f"{depth} hidden layer{'s' if depth > 1 else ''}"
@@ -193,7 +204,7 @@ def _evolution_panel(families: Sequence[_Family]) -> Panel:
     figure = Figure(figsize=(3.4 * len(depths), 3.6), layout="constrained")
     for axis, depth in zip(np.atleast_1d(figure.subplots(1, len(depths), sharey=True)), depths, strict=True):
         ours = [family for family in families if family.depth == depth]
-        for family, colour in zip(ours, COLOURS, strict=False):
+        for family, colour in zip(ours, _colours(len(ours)), strict=True):
             mean, spread = family.entropy.mean(0), family.entropy.std(0, ddof=1)
             axis.plot(family.steps, mean, "-", color=colour, lw=1.4, label=f"width {family.width}")
             axis.fill_between(family.steps, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,11 @@ class FisherInformation(Study):
 
     def check(self, points: Sequence[Mapping[str, Any]]) -> None:
         shares = [float(point.get(SHARE, 0.0)) for point in points]
-        if any(shares.count(share) < 2 for share in shares):
-            raise ValueError(f"the study needs at least two seeds for each value of {SHARE}, got {shares}")
+        counts = {shares.count(share) for share in shares}
+        if len(counts) > 1 or min(counts) < 2:
+            raise ValueError(
+                f"the study needs equally many seeds, at least two, for each value of {SHARE}, got {shares}"
+            )
 
     def conclude(self, runs: Sequence[FinishedRun]) -> Conclusion:
         kinds = self._kinds(runs)
@@ -123,43 +127,43 @@ def _interval(values: torch.Tensor) -> Interval:
 
 def _sentences(kind: _Kind) -> list[Finding]:
     seeds, inside = len(kind.trace), int(kind.interior.sum())
+    label, count = kind.label.capitalize(), f"({inside} of {seeds} seeds)"
+    if 2 * inside <= seeds:
+        return [Finding(f"{label}: the trace has no maximum between the first and the last look {count}.")]
     height = _interval(torch.from_numpy(kind.at_peak(kind.trace) / kind.trace[:, 0]))
-    rise = (
-        f"{kind.label.capitalize()}: the trace rises {_told(height)} times above its first value before it "
-        f"falls, at step {_range(kind.steps[kind.peak])}"
-        if 2 * inside > seeds
-        else f"{kind.label.capitalize()}: the trace has no maximum between the first and the last look"
-    )
     lead = kind.lead()
     low, high = float(lead.low), float(lead.high)
+    half = "the loss on the probe has fallen half of its way"
     order = (
-        "The maximum comes before the loss on the probe has fallen half of its way"
-        if low > 0
-        else "The maximum comes after the loss on the probe has fallen half of its way"
-        if high < 0
-        else "The maximum and the half fall of the loss cannot be told apart in time"
-    )
+        f"The maximum comes before {half}" if low > 0
+        else f"The maximum comes after {half}" if high < 0
+        else "The maximum and the half fall of the loss on the probe cannot be told apart in time"
+    )  # fmt: skip
     return [
-        Finding(f"{rise} ({inside} of {seeds} seeds)."),
-        Finding(f"{order}: ln(step) differs by {_told(lead)}; the half fall is at step "
-                f"{_range(kind.steps[kind.fallen])}."),
-    ]  # fmt: skip
+        Finding(
+            f"{label}: the trace rises {_told(height)} times above its first value before it falls, at step "
+            f"{_range(kind.steps[kind.peak])} {count}."
+        ),
+        Finding(
+            f"{order}: ln(step) differs by {_told(lead)}; the half fall is at step "
+            f"{_range(kind.steps[kind.fallen])}."
+        ),
+    ]
 
 
 def _contrast(true: _Kind, wrong: _Kind) -> Finding:
-    ratio = torch.from_numpy(np.log(wrong.trace[:, -1].mean() / true.trace[:, -1]))
-    pairs = _interval(ratio)
-    low, high = float(pairs.low), float(pairs.high)
+    """Runs are paired: the sweep gives the same seeds to each share, in the same order."""
+    ratio = _interval(torch.from_numpy(np.log(wrong.trace[:, -1] / true.trace[:, -1])))
+    low, high = float(ratio.low), float(ratio.high)
     if low <= 0 <= high:
         return Finding("At the end the trace does not depend on whether labels were permuted.")
-    word = "larger" if low > 0 else "smaller"
-    factor = np.exp(abs(float(pairs.estimate)))
-    return Finding(
-        f"With {wrong.label} the trace at the end is {factor:.3g} times {word} than with true ones: what "
-        f"cannot be predicted keeps the predictions uncertain."
-        if word == "larger"
-        else f"With {wrong.label} the trace at the end is {factor:.3g} times {word} than with true ones."
-    )
+    factor = np.exp(abs(float(ratio.estimate)))
+    text = f"With {wrong.label} the trace at the end is {factor:.3g} times"
+    if low > 0:
+        return Finding(
+            f"{text} larger than with true ones: what cannot be predicted keeps predictions uncertain."
+        )
+    return Finding(f"{text} smaller than with true ones.")
 
 
 def _told(interval: Interval) -> str:
@@ -222,10 +226,10 @@ def _course_panel(kinds: Sequence[_Kind]) -> Panel:
 
     figure = Figure(figsize=(7.0, 5.4), layout="constrained")
     trace, loss = figure.subplots(2, 1, sharex=True)
-    for kind, colour in zip(kinds, COLOURS, strict=False):
+    for kind, colour in zip(kinds, cycle(COLOURS), strict=False):
         for axis, values in ((trace, kind.trace), (loss, kind.loss)):
             axis.plot(kind.steps, values.T, "-", color=colour, lw=0.6, alpha=0.5)
-            axis.plot(kind.steps, np.exp(np.log(values).mean(0)), "-", color=colour, lw=2, label=kind.label)
+            axis.plot(kind.steps, _geometric_mean(values), "-", color=colour, lw=2, label=kind.label)
         trace.plot(kind.steps[kind.peak], kind.at_peak(kind.trace), "v", ms=6, color=colour)
         loss.plot(
             kind.steps[kind.fallen],
@@ -248,6 +252,13 @@ def _course_panel(kinds: Sequence[_Kind]) -> Panel:
     )
 
 
+def _geometric_mean(values: NDArray) -> NDArray:
+    """Over seeds; zero where one of them is, NaN where one has diverged."""
+    with np.errstate(divide="ignore"):
+        mean: NDArray = np.exp(np.log(values).mean(0))
+    return mean
+
+
 def _layers_panel(kinds: Sequence[_Kind]) -> Panel:
     from matplotlib.figure import Figure
 
@@ -268,7 +279,7 @@ def _magnet_panel() -> Panel:
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axis = figure.subplots()
     beta = torch.linspace(0.5, 1.6, 441, dtype=torch.float64)
-    for spins, colour in zip(SPINS, COLOURS, strict=False):
+    for spins, colour in zip(SPINS, cycle(COLOURS), strict=False):
         (peak, height) = (float(x) for x in (fisher_peak(spins=spins).beta, fisher_peak(spins=spins).height))
         axis.plot(beta, fisher_information(beta, spins=spins) / spins, color=colour, label=f"N = {spins}")
         axis.plot(peak, height, "o", ms=5, color=colour)

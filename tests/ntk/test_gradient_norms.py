@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from observatory.looking import ModelFunction
 from observatory.ntk import (
     empirical_ntk_by_layer,
+    factors,
     gradient_products,
+    norms,
     squared_gradient_norms,
     squared_gradient_norms_by_layer,
 )
@@ -76,3 +78,40 @@ def test_directions_of_another_shape_are_refused():
         squared_gradient_norms(module, x, torch.ones(6, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match="no examples"):
         squared_gradient_norms(module, x[:0], torch.ones(1, 0, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("way", ["forming at once", "by sites"])
+@pytest.mark.parametrize("numbers", [1, 300])
+def test_every_way_gives_the_same_norms(name, way, numbers, monkeypatch):
+    module, x = make(name)
+    v = directions_of(module, x)
+    expected = explicit(module, x, v).diagonal(dim1=1, dim2=2).T
+    monkeypatch.setattr(norms, "norms_way", lambda *_: way)
+    monkeypatch.setattr(factors, "FORMED_NUMBERS", numbers)
+    found = squared_gradient_norms(module, x, v)
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), (3, 11)),
+        (nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2)), (3, 7, 6)),
+        (nn.Conv2d(3, 4, 4, padding="same", padding_mode="reflect", bias=False), (3, 5, 5)),
+        (nn.Conv2d(4, 6, 3, stride=3, groups=2), (4, 8, 7)),
+        (nn.Conv3d(2, 3, (2, 3, 2), stride=(1, 2, 1), padding=1), (2, 4, 5, 3)),
+    ],
+)
+def test_rows_of_a_kernel_are_its_patches(layer, shape):
+    """Σ over parts of ‖BᵀU‖² against autograd, for convolutions of every rank, stride and dilation."""
+    net, x = (
+        nn.Sequential(layer, nn.Flatten(), nn.Tanh()).double(),
+        torch.randn(4, *shape, dtype=torch.float64),
+    )
+    v = torch.randn(2, *net(x).shape, dtype=torch.float64)
+    for one, found in zip(v, squared_gradient_norms(net, x, v), strict=True):
+        for i in range(4):
+            gradients = torch.autograd.grad((net(x[i : i + 1]) * one[i]).sum(), list(net.parameters()))
+            expected = sum(g.square().sum() for g in gradients)
+            torch.testing.assert_close(found[i], expected, rtol=1e-10, atol=0)
