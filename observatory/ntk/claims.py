@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from observatory.ntk.factors import Factors, Layout, SiteFactors, by_example
 from observatory.ntk.rules import rule_of
 
 _log = logging.getLogger("observatory.ntk")
+BASE = 16  # 2^15 times a gradient is finite
 _KEPT = "_observatory_claims"  # attribute of the twin
 
 
@@ -49,9 +51,13 @@ def claims_of(function: ModelFunction, record: RecordedForward) -> Claims:
     n = len(record.output)
     key = (function.selected, n, tuple((call.layer, call.shape) for call in record.calls))
     known = function.twin.__dict__.setdefault(_KEPT, {})
-    if key not in known:
-        known[key] = _assign(function, record, _layouts(record, n))
-    claims: Claims = known[key]
+    if key in known:
+        claims: Claims = known[key]
+        return claims
+    possible = _layouts(record, n)
+    claims = _assign(function, record, [layouts[0] if layouts else None for layouts in possible])
+    if n == 1 or all(len(layouts) < 2 for layouts in possible):
+        known[key] = claims  # otherwise the first is right now, where B vanishes, but perhaps not later
     return claims
 
 
@@ -100,36 +106,56 @@ def _assign(function: ModelFunction, record: RecordedForward, layouts: list[Layo
     return Claims(tuple(claims), fallback)
 
 
-def _layouts(record: RecordedForward, n: int) -> list[Layout | None]:
-    """Where each call has its examples, found by experiment; None where nowhere, or there is no rule.
+def _layouts(record: RecordedForward, n: int) -> list[tuple[Layout, ...]]:
+    """Where each call can have its examples, found by experiment; nothing where nowhere, or there is no rule.
 
-    With an output direction that vanishes on some examples, B must vanish exactly on their part of the call.
-    Layouts such as (time, example, feature) or (example·window, token, feature) are told apart so.
+    If the output direction of example i is multiplied by 2^kᵢ, so must be B on its part of the call, and
+    powers of two commute with rounding. Layouts such as (time, example, feature) or (example·window, token,
+    feature) are told apart so, unless B vanishes where they differ.
     """
-    silent = torch.arange(n, device=record.output.device) % 3 == 1
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(record.output.shape, generator=generator).to(record.output)
-    direction[silent] = 0
-    found = record.gradients(direction, record.calls)
-    return [_layout(call, b, silent) for call, b in zip(record.calls, found, strict=True)]
+    examples = torch.arange(n, device=record.output.device)
+    possible = [_candidates(call, n) for call in record.calls]
+    plain = _magnitudes(record, direction)
+    for place in range(math.ceil(math.log(n, BASE) - 1e-9)):
+        factors = 2.0 ** (examples // BASE**place % BASE).to(direction)
+        scaled = _magnitudes(record, direction * factors.view(-1, *[1] * (direction.ndim - 1)))
+        possible = [
+            tuple(layout for layout in layouts if _proportional(one, other, factors, layout))
+            for layouts, one, other in zip(possible, plain, scaled, strict=True)
+        ]
+    return possible
 
 
-def _layout(call: LayerCall, gradient: Tensor, silent: Tensor) -> Layout | None:
-    rule, n = rule_of(call), len(silent)
+def _magnitudes(record: RecordedForward, direction: Tensor) -> list[Tensor]:
+    """Largest |B| over all but the first two axes of each call."""
+    return [
+        b.abs().flatten(2).amax(2) if b.ndim > 2 else b.abs()
+        for b in record.gradients(direction, record.calls)
+    ]
+
+
+def _proportional(plain: Tensor, scaled: Tensor, factors: Tensor, layout: Layout) -> bool:
+    """Whether every example's part has grown by its factor."""
+    one, other = (by_example(b[None], len(factors), layout)[0] for b in (plain, scaled))
+    expected = one * factors.view(-1, *[1] * (one.ndim - 1))
+    return bool(((other - expected).abs() <= 0.1 * expected).all())  # on a GPU sums may change their order
+
+
+def _candidates(call: LayerCall, n: int) -> tuple[Layout, ...]:
+    rule, shape = rule_of(call), call.shape
     if rule is None:
-        return None
+        return ()
     candidates: list[Layout] = []
-    if gradient.shape[0] % n == 0:
-        candidates += ["outer"] if gradient.shape[0] == n else ["outer", "inner"]
-    if issubclass(rule, SiteFactors) and not call.layer.startswith("conv") and gradient.ndim > 2:
-        candidates += ["second"] if gradient.shape[1] == n else []
-    for layout in candidates:
-        if _fits(call, layout, n) and not by_example(gradient[None], n, layout)[0, silent].any():
-            return layout
-    return None
+    if shape[0] % n == 0:
+        candidates += ["outer"] if shape[0] == n else ["outer", "inner"]
+    if issubclass(rule, SiteFactors) and not call.layer.startswith("conv") and len(shape) > 2:
+        candidates += ["second"] if shape[1] == n else []
+    return tuple(layout for layout in candidates if _fits(call, layout))
 
 
-def _fits(call: LayerCall, layout: Layout, n: int) -> bool:
+def _fits(call: LayerCall, layout: Layout) -> bool:
     """Whether the input has its examples where the output has."""
     axis = 1 if layout == "second" else 0
     return call.input.ndim > axis and call.input.shape[axis] == call.shape[axis]

@@ -102,6 +102,19 @@ class Windows(nn.Module):
         return self.head(y.mean(1))
 
 
+class ClassToken(nn.Module):
+    """Attention with the time axis first inside, of which only the first token is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed, _ = self.attention(x, x, x, need_weights=False)
+        return self.head(self.norm(x + mixed)[:, 0])
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -211,6 +224,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     ),
     "time first": (TimeFirst, lambda: torch.randn(5, 5, 4)),
     "windows": (Windows, lambda: torch.randn(4, 6, 4)),
+    "class token": (ClassToken, lambda: torch.randn(3, 5, 4)),
     "recurrent cell": (Recurrent, lambda: torch.randn(5, 3, 4)),
     "one output without an axis": (
         lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1), nn.Flatten(0)),
