@@ -11,6 +11,7 @@ from observatory.data.steps import Steps
 from observatory.data.tables import UCI, Diabetes
 from observatory.data.tensors import Splits, TensorData, split_tensors, spread_order
 from observatory.data.trajectories import Trajectories
+from observatory.data.uci_splits import UCISplits
 
 __all__ = [
     "CIFAR10",
@@ -32,6 +33,7 @@ __all__ = [
     "TensorData",
     "Trajectories",
     "TrajectorySet",
+    "UCISplits",
     "data_root",
     "evaluation_loader",
     "read_trajectories",

@@ -15,9 +15,11 @@ from observatory.records import Finding, Panel
 from observatory.report import Section
 from observatory.studies.study import Conclusion, FinishedRun, Study
 from observatory.uncertainty.figures import scores_panel
+from observatory.uncertainty.judging import load_judged
 
+ROWS = "observatory/uncertainty/test_rows.npz"  # below the folder of a run
 HOME = "data.class_path"
-AWAY = "observe.uncertainty.init_args.elsewhere.class_path"
+AWAY = "observe.tested.init_args.elsewhere.class_path"
 SCORES = {
     "max_softmax": "largest probability",
     "energy": "energy -ln Σ exp z",
@@ -83,13 +85,9 @@ def _error(values: Tensor) -> float:
 
 
 def _gather(name: str, runs: Sequence[FinishedRun]) -> _Pair:
-    keys = [key.removeprefix("test/") for key in runs[0].metrics if key.startswith("test/")]
-    metrics = {
-        key: torch.tensor([run.metric(f"test/{key}") for run in runs], dtype=torch.float64) for key in keys
-    }
-    with np.load(runs[0].folder / "observatory/uncertainty/test_rows.npz") as stored:
-        rows = {key: torch.from_numpy(stored[key]) for key in stored}
-    return _Pair(name, metrics, rows)
+    judged = [load_judged(run.folder / ROWS) for run in runs]
+    metrics = {key: torch.cat([scores[key] for scores, _ in judged]) for key in judged[0][0]}
+    return _Pair(name, metrics, {key: values[0] for key, values in judged[0][1].items()})
 
 
 def _verdict(pair: _Pair) -> list[Finding]:

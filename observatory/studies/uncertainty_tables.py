@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from observatory.report import Section
 from observatory.studies import published_tables
 from observatory.studies.study import Conclusion, FinishedRun, Study
 from observatory.uncertainty.figures import normal_panel, parity_panel
+from observatory.uncertainty.judging import load_judged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ KEY = "data.init_args.name"
 COLOURS = {"PBP": "#8c8c8c", "DE": "#dd8452", "MCD": "#55a868"}
 OURS, CONSTANT = "#4c72b0", "#c44e52"
 TITLE = "Last-layer error bars on tables"
+ROWS = "observatory/uncertainty/test_rows.npz"  # below the folder of a run
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,10 @@ def _error(values: Tensor) -> float:
 
 
 def _gather(name: str, runs: Sequence[FinishedRun]) -> _Table:
-    keys = [key.removeprefix("test/") for key in runs[0].metrics if key.startswith("test/")]
-    metrics = {
-        key: torch.tensor([run.metric(f"test/{key}") for run in runs], dtype=torch.float64) for key in keys
-    }
-    rows = [np.load(run.folder / "observatory/uncertainty/test_rows.npz") for run in runs]
+    judged = [load_judged(run.folder / ROWS) for run in runs]
+    metrics = {key: torch.cat([scores[key] for scores, _ in judged]) for key in judged[0][0]}
     residual, std = (
-        torch.cat([torch.from_numpy(part[key]).double().flatten() for part in rows])
-        for key in ("residual", "std")
+        torch.cat([rows[key].double().flatten() for _, rows in judged]) for key in ("residual", "std")
     )
     return _Table(name, metrics, residual, std)
 

@@ -5,6 +5,7 @@ from observatory.training.ensemble import Ensemble
 from observatory.training.fit import Fit
 from observatory.training.iterate import Iterate
 from observatory.training.networks import MLP, ConvNet
+from observatory.training.replicas import Replicas
 from observatory.training.resuming import SeedEveryStep, seed_streams
 from observatory.training.supervised import Supervised
 
@@ -15,6 +16,7 @@ __all__ = [
     "Ensemble",
     "Fit",
     "Iterate",
+    "Replicas",
     "SeedEveryStep",
     "Supervised",
     "seed_streams",

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 
 class BestEpoch(Callback):
     """Keep the weights of the smallest validation loss, and put them back when training is over.
 
-    What looks after `fit`, such as the test, sees those; a run resumed from a checkpoint knows them.
+    What looks after `fit`, such as the test, sees those; a run resumed from a checkpoint knows them. Each
+    member of an `Ensemble` has its own best epoch.
 
     Args:
         monitor: metric of the validation, the smaller the better.
@@ -21,27 +23,40 @@ class BestEpoch(Callback):
 
     def __init__(self, monitor: str = "val/loss") -> None:
         self.monitor = monitor
-        self.best = math.inf
-        self.epoch = -1
-        self.weights: dict[str, Any] = {}
+        self.best = torch.tensor(math.inf)  # () or one for each member (K,)
+        self.epoch = torch.tensor(-1)
+        self.weights: dict[str, Tensor] = {}
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        if self.monitor not in trainer.callback_metrics:
+        value = self._value(trainer, pl_module)
+        better = value < self.best
+        self.best = torch.where(better, value, self.best)
+        self.epoch = torch.where(better, trainer.current_epoch, self.epoch)
+        for name, now in pl_module.state_dict().items():
+            kept = self.weights.get(name)
+            if kept is None:
+                self.weights[name] = now.detach().clone()
+            elif better.ndim == 0 or now.shape[:1] != better.shape:
+                if bool(better.all()):
+                    kept.copy_(now)
+            else:
+                kept[better] = now[better]
+
+    def _value(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        own = getattr(pl_module, "metrics", None)
+        metrics = own if isinstance(own, dict) and self.monitor in own else trainer.callback_metrics
+        if self.monitor not in metrics:
             known = ", ".join(trainer.callback_metrics) or "none"
             raise ValueError(f"the validation logs no {self.monitor!r}; it logs {known}")
-        value = float(trainer.callback_metrics[self.monitor])
-        if value < self.best:
-            self.best, self.epoch = value, trainer.current_epoch
-            self.weights = {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+        return torch.as_tensor(metrics[self.monitor]).detach().float().cpu()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.weights:
-            with torch.no_grad():
-                pl_module.load_state_dict(self.weights)
+            pl_module.load_state_dict(self.weights)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,21 @@ class Judged:
         str, Tensor
     ]  # regression: residual, std, raw; classes: the scores of `LastLayerClassifier.scores`
 
-    def save(self, path: Path) -> None:
-        """Write the rows as .npz."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{name: value.cpu().numpy() for name, value in self.rows.items()})  # type: ignore[arg-type]
+
+def save_judged(judged: Sequence[Judged], path: Path) -> None:
+    """Write the scores (networks,) as "score/<name>" and the rows (networks, n, ...) as .npz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"score/{name}": np.array([one.scores[name] for one in judged]) for name in judged[0].scores}
+    arrays |= {name: torch.stack([one.rows[name].cpu() for one in judged]).numpy() for name in judged[0].rows}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def load_judged(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Scores (networks,) and rows (networks, n, ...) by name."""
+    with np.load(path) as stored:
+        arrays = {key: torch.from_numpy(stored[key]) for key in stored}
+    scores = {key.removeprefix("score/"): v for key, v in arrays.items() if key.startswith("score/")}
+    return scores, {key: v for key, v in arrays.items() if not key.startswith("score/")}
 
 
 def judge_numbers(gp: LastLayerGP, train: Any, val: Any, test: Any, *, unit: float = 1.0) -> Judged:

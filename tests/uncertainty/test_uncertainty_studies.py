@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 
-from observatory.callbacks import LastLayerUncertainty
-from observatory.data import UCI
+from observatory.callbacks.tested_uncertainty import TestedUncertainty
+from observatory.data import UCI, UCISplits
 from observatory.report import write_page
 from observatory.studies import FinishedRun
 from observatory.studies.published_tables import NLL, RMSE
 from observatory.studies.uncertainty_elsewhere import AWAY, HOME, SCORES, UncertaintyElsewhere
-from observatory.studies.uncertainty_tables import KEY, UncertaintyTables
-from observatory.training import MLP, BestEpoch, Supervised
+from observatory.studies.uncertainty_tables import KEY, ROWS, UncertaintyTables
+from observatory.training import MLP, BestEpoch, Replicas, Supervised
+from observatory.uncertainty.judging import Judged, load_judged, save_judged
 
 NAMES = (
     "rmse", "nll", "crps", "coverage_90", "mean_z2", "spearman", "spearman_ceiling", "constant/nll",
@@ -26,12 +29,9 @@ def run_of(folder, name, gain, seed):
     generator = torch.Generator().manual_seed(seed)
     std = torch.exp(torch.randn(60, 1, generator=generator))
     rows = {"residual": std * torch.randn(60, 1, generator=generator), "std": std, "raw": std}
-    place = folder / f"{name}{seed}/observatory/uncertainty"
-    place.mkdir(parents=True)
-    np.savez(place / "test_rows.npz", **{key: value.numpy() for key, value in rows.items()})
     metrics = dict.fromkeys(NAMES, 0.9) | {"nll": 2.0 + 0.3 * seed, "constant/nll": 2.0 + 0.3 * seed + gain}
-    metrics = {f"test/{key}": value for key, value in metrics.items()}
-    return FinishedRun(f"{name}{seed}", {KEY: name}, metrics, folder / f"{name}{seed}")
+    save_judged([Judged(metrics, rows)], folder / f"{name}{seed}" / ROWS)
+    return FinishedRun(f"{name}{seed}", {KEY: name}, {}, folder / f"{name}{seed}")
 
 
 def test_tables_are_won_and_lost_by_paired_differences(tmp_path):
@@ -69,22 +69,18 @@ def test_sweep_without_tables_is_refused():
 
 
 def test_elsewhere_says_which_score_notices(tmp_path):
-    place = tmp_path / "observatory/uncertainty"
-    place.mkdir(parents=True)
     rows = {
-        f"{where}_{key}": np.linspace(0.1, 1, 50) + shift
+        f"{where}_{key}": torch.linspace(0.1, 1, 50) + shift
         for where, shift in (("here", 0.0), ("there", 1.0))
         for key in SCORES
     }
-    np.savez(place / "test_rows.npz", **rows)
-    metrics = {f"test/ood/{key}": 0.6 + 0.05 * k for k, key in enumerate(SCORES)}
+    scores = {f"ood/{key}": 0.6 + 0.05 * k for k, key in enumerate(SCORES)} | {"raw_error_auroc": 0.6}
     for kind, nll in (("", 0.1), ("temperature/", 0.2), ("plain/", 0.3)):
-        metrics |= {f"test/{kind}nll": nll}
-        metrics |= {f"test/{kind}{name}": 0.5 for name in ("accuracy", "brier", "ece", "adaptive_ece")}
-        metrics |= {f"test/{kind}error_auroc": 0.9}
-    metrics["test/raw_error_auroc"] = 0.6
+        scores |= {f"{kind}nll": nll, f"{kind}error_auroc": 0.9}
+        scores |= {f"{kind}{name}": 0.5 for name in ("accuracy", "brier", "ece", "adaptive_ece")}
+    save_judged([Judged(scores, rows)], tmp_path / ROWS)
     point = {HOME: "observatory.data.MNIST", AWAY: "observatory.data.FashionMNIST"}
-    conclusion = UncertaintyElsewhere().conclude([FinishedRun("one", point, metrics, tmp_path)])
+    conclusion = UncertaintyElsewhere().conclude([FinishedRun("one", point, {}, tmp_path)])
     told = [finding.text for finding in conclusion.findings]
     assert told[0].startswith("MNIST → FashionMNIST: log loss 0.1000 averaged, 0.2000 with one temperature")
     assert told[0].endswith("in this order in 1 of 1 seeds.")
@@ -92,29 +88,49 @@ def test_elsewhere_says_which_score_notices(tmp_path):
     assert write_page("page", conclusion.sections, tmp_path / "page.html").is_file()
 
 
-@pytest.mark.filterwarnings("ignore:.* rows for .* features")
-def test_trainer_tests_the_best_epoch_in_the_targets_own_units(tmp_path):
-    pl.seed_everything(0, verbose=False)
-    data = UCI(batch_size=64)
-    model = Supervised(MLP([10, 16, 1]), loss="mse")
-    best, uncertainty = BestEpoch(), LastLayerUncertainty(judge=True, at=[0])
+def fitted_and_tested(tmp_path, model, data, epochs=15):
+    """Fit and test, with the best epoch."""
+    best = BestEpoch()
     trainer = pl.Trainer(
-        accelerator="cpu", logger=False, max_epochs=15, default_root_dir=tmp_path,
+        accelerator="cpu", logger=False, max_epochs=epochs, default_root_dir=tmp_path,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        callbacks=[best, uncertainty],
+        callbacks=[best, TestedUncertainty()],
     )  # fmt: skip
     trainer.fit(model, data)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
-    assert all(torch.equal(weights[key], best.weights[key]) for key in weights) and best.epoch > 0
+    assert all(torch.equal(weights[key], best.weights[key]) for key in weights)
     (found,) = trainer.test(model, data, verbose=False)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    return found, load_judged(tmp_path / "observatory/run_0/uncertainty/test_rows.npz"), best
+
+
+def test_trainer_tests_the_best_epoch_in_the_targets_own_units(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    data, model = UCI(batch_size=64), Supervised(MLP([10, 16, 1]), loss="mse")
+    found, (scores, rows), best = fitted_and_tested(tmp_path, model, data)
+    assert best.epoch > 0
     x, y = data.dataset("test").tensors
     with torch.no_grad():
         residual = (y - model(x)) * data.target_std
     assert found["test/rmse"] == pytest.approx(residual.square().mean().sqrt().item(), rel=1e-5)
     assert 40 < found["test/rmse"] < 90  # of a target whose standard deviation is 77
-    rows = np.load(tmp_path / "observatory/run_0/uncertainty/test_rows.npz")
-    np.testing.assert_allclose(rows["residual"], residual, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rows["residual"][0], residual, rtol=1e-4, atol=1e-4)
     z = rows["residual"] / rows["std"]
-    nll = 0.5 * (np.log(2 * np.pi) + 2 * np.log(rows["std"]) + z**2)
-    assert found["test/nll"] == pytest.approx(nll.mean(), rel=1e-5)
+    nll = 0.5 * (math.log(2 * math.pi) + 2 * rows["std"].log() + z**2).mean()
+    assert found["test/nll"] == pytest.approx(nll.item(), rel=1e-5)
+    assert scores["nll"].tolist() == pytest.approx([nll.item()], rel=1e-5)
+
+
+def test_splits_in_one_stack_are_judged_like_each_alone(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    network = MLP([10, 16, 1])
+    stack = Replicas(2, network, loss="mse")
+    _, (scores, rows), best = fitted_and_tested(
+        tmp_path / "stack", stack, UCISplits(splits=2, batch_size=64), 8
+    )
+    alone = Supervised(copy.deepcopy(network), loss="mse")
+    _, (single, row), own = fitted_and_tested(tmp_path / "alone", alone, UCI(split=1, batch_size=64), 8)
+    assert rows["residual"].shape == (2, 44, 1) and best.epoch[1] == own.epoch
+    # the same training up to the rounding of float32 in stacked products
+    torch.testing.assert_close(rows["residual"][1], row["residual"][0], rtol=1e-3, atol=1e-2)
+    assert scores["nll"][1].item() == pytest.approx(single["nll"][0].item(), rel=1e-3)
