@@ -1,4 +1,4 @@
-"""The command line: `observatory fit | run | report | compare | replay | list`."""
+"""The command line: `observatory fit | run | report | compare | replay | uncertainty | list`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("checkpoints", type=Path, nargs="+", help="files of Lightning or of a state_dict")
     again.add_argument("--out", type=Path, default=Path("runs/replay"), help="folder of the run")
     again.set_defaults(command=_replay)
+    bars = commands.add_parser(
+        "uncertainty", help="equip a checkpoint with error bars: uncertainty --config CFG CKPT"
+    )
+    bars.add_argument("--config", type=Path, required=True, help="as for fit: its model and its data")
+    bars.add_argument("checkpoint", type=Path, help="file of Lightning or of a state_dict")
+    bars.add_argument("--out", type=Path, default=Path("runs/uncertainty"), help="folder to write to")
+    bars.add_argument("--reg", default="auto", help="ς², or auto, profile, evidence")
+    bars.add_argument("--noise", choices=("none", "additive", "constant"), default="none")
+    bars.add_argument("--last-layer", help="its name; default the Linear that is executed last")
+    bars.set_defaults(command=_uncertainty)
     listing = commands.add_parser(
         "list", help="what can be named in a configuration, and the shipped experiments"
     )
@@ -103,6 +113,23 @@ def _replay(options: argparse.Namespace) -> int:
     from observatory.replaying import replay_checkpoints
 
     print(f"report: {replay_checkpoints(options.config, options.checkpoints, options.out)}")
+    return 0
+
+
+def _uncertainty(options: argparse.Namespace) -> int:
+    from observatory.equipping import equip
+
+    words = ("auto", "profile", "evidence")
+    reg = options.reg if options.reg in words else float(options.reg)
+    page = equip(
+        options.config,
+        options.checkpoint,
+        options.out,
+        reg=reg,
+        noise=options.noise,
+        last_layer=options.last_layer,
+    )
+    print(f"report: {page}")
     return 0
 
 

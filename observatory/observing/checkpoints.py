@@ -102,6 +102,20 @@ def replay(
     return open_run(directory)
 
 
+def load_weights(model: nn.Module, path: Path, *, prefix: str | None = None) -> None:
+    """Load the weights of a checkpoint into `model`, wherever the file keeps them.
+
+    Args:
+        model: of the architecture that was saved.
+        path: a file of a `state_dict`, or of Lightning; nothing in it is executed.
+        prefix: of the model's parameters in the checkpoint, such as "net."; default: the only one that fits.
+
+    Raises:
+        ValueError: if it cannot be read, or does not fit.
+    """
+    _load(model, Checkpoint(path, 0, 0), prefix)
+
+
 def load_checkpoint(path: Path) -> Mapping[str, Any]:
     """A checkpoint, its tensors mapped from the file and on the CPU; nothing in it is executed.
 

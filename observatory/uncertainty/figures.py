@@ -179,16 +179,22 @@ def normal_panel(z: torch.Tensor, title: str = "Standardised errors") -> Panel:
     )
 
 
-def scores_panel(inside: torch.Tensor, outside: torch.Tensor, label: str, title: str) -> Panel:
-    """Histograms of a score at home and elsewhere."""
+def scores_panel(
+    inside: torch.Tensor,
+    outside: torch.Tensor,
+    label: str,
+    title: str,
+    names: tuple[str, str] = ("at home", "elsewhere"),
+) -> Panel:
+    """Histograms of a score of two kinds of inputs."""
     figure, (axis,) = _figure(1, 1, (5.6, 3.4))
     both = torch.cat([inside, outside]).double().cpu()
     edges = np.linspace(float(both.quantile(0.001)), float(both.quantile(0.999)), 60)
-    for values, colour, name in ((inside, BLUE, "at home"), (outside, RED, "elsewhere")):
+    for values, colour, name in ((inside, BLUE, names[0]), (outside, RED, names[1])):
         axis.hist(values.cpu().numpy(), bins=edges, density=True, color=colour, alpha=0.55, label=name)
     axis.set(xlabel=label, ylabel="density")
     axis.legend(frameon=False)
-    return Panel(title, figure, "Distribution of the score over test inputs at home and from elsewhere.")
+    return Panel(title, figure, f"Distribution of the score over test inputs, {' and '.join(names)}.")
 
 
 def band_panel(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, points: Any = None) -> Panel:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from observatory.looking.ranks import all_gather_rows
+from observatory.uncertainty.classification_metrics import both_classes
 from observatory.uncertainty.classifier import LastLayerClassifier
 from observatory.uncertainty.gp import LastLayerGP
 
@@ -86,6 +87,7 @@ def judge_classes(
     logits, variance, targets = classifier.collect(test)
     there = None
     rows = {f"here_{name}": v for name, v in classifier.scores(logits, variance).items()}
+    rows["here_right"] = both_classes(logits).argmax(1) == targets
     if elsewhere is not None:
         there = tuple(map(all_gather_rows, classifier.own_outputs(elsewhere)))
         rows |= {f"there_{name}": v for name, v in classifier.scores(*there).items()}

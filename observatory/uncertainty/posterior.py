@@ -33,6 +33,7 @@ class Rows:
     output: Tensor  # as the network returned it
     features: Tensor  # (n, d)
     targets: Any  # None if the batch has none
+    examples: int  # of the batch; each has one or more rows
     batch: Any
 
 
@@ -106,7 +107,7 @@ class LastLayerPosterior(nn.Module):
                 self._take(rows, gram, None if weights is None else weights(rows.batch))
             except ValueError as error:
                 raise type(error)(f"batch {number}: {error}") from error
-            examples += len(rows.output)
+            examples += rows.examples
         if self.gram is None:
             raise ValueError("the loader is empty: there is nothing to fit")
         self._all_reduce()
@@ -192,12 +193,12 @@ class LastLayerPosterior(nn.Module):
                 batch = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
                 part = split_batch(batch, inputs=self._inputs, targets=self._targets)
                 output, features = self._watch(part.inputs)
-                rows = Rows(output, features, part.targets, batch if whole else None)
+                rows = Rows(output, features, part.targets, len(part), batch if whole else None)
                 if left is not None and len(part) > left:
-                    rows = _first(rows, left, len(part))
+                    rows = _first(rows, left)
                 if left is not None:
                     left -= min(left, len(part))
-                if len(rows.output):
+                if rows.examples:
                     yield rows
 
     def _check_count(self, loader: Any, examples: int) -> None:
@@ -288,8 +289,12 @@ def _own_examples(loader: Any) -> int | None:
     return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
 
 
-def _first(rows: Rows, examples: int, of: int) -> Rows:
-    """The first examples of a batch, each of which may have several rows."""
-    each = len(rows.features) // of
-    targets = tree_map(lambda t: t[:examples] if isinstance(t, Tensor) else t, rows.targets)
-    return Rows(rows.output[:examples], rows.features[: examples * each], targets, rows.batch)
+def _first(rows: Rows, examples: int) -> Rows:
+    """The first examples of a batch."""
+
+    def cut(tensor: Any) -> Any:
+        return tensor[: examples * (len(tensor) // rows.examples)] if isinstance(tensor, Tensor) else tensor
+
+    return Rows(
+        cut(rows.output), cut(rows.features), tree_map(cut, rows.targets), examples, tree_map(cut, rows.batch)
+    )
