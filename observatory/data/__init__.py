@@ -3,6 +3,7 @@
 from observatory.data.digits import Digits
 from observatory.data.files import MissingData, data_root
 from observatory.data.images import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST, HandwrittenDigits
+from observatory.data.langevin import LangevinTrajectories
 from observatory.data.linear import LinearTask
 from observatory.data.loading import EpochSampler, ResumableLoader, evaluation_loader, training_loader
 from observatory.data.recordings import TrajectorySet, read_trajectories
@@ -23,6 +24,7 @@ __all__ = [
     "EpochSampler",
     "FashionMNIST",
     "HandwrittenDigits",
+    "LangevinTrajectories",
     "LinearTask",
     "MissingData",
     "ResumableLoader",

@@ -36,6 +36,7 @@ def read_trajectories(path: str | os.PathLike[str], *, dt: float | None = None) 
     - .npz: the same as `x` or as the only array, with times `t` or the step `dt` beside it.
     - .csv: a column per dimension, with or without names; `t` or `time` holds the times, `trajectory` the
       number of the trajectory.
+    - .xvg: as GROMACS writes it: lines of # and @ first, then times and a column per dimension.
 
     Args:
         path: of the file.
@@ -47,9 +48,9 @@ def read_trajectories(path: str | os.PathLike[str], *, dt: float | None = None) 
     """
     file = Path(path)
     if not file.is_file():
-        raise MissingData(f"no trajectories in {file}: give path= of a .csv, .npy or .npz file")
+        raise MissingData(f"no trajectories in {file}: give path= of a .csv, .npy, .npz or .xvg file")
     if file.suffix not in _READERS:
-        raise ValueError(f"trajectories are read from .csv, .npy and .npz, not from {file.name}")
+        raise ValueError(f"trajectories are read from .csv, .npy, .npz and .xvg, not from {file.name}")
     x, own, names = _READERS[file.suffix](file)
     if dt is not None and own is not None and not np.isclose(dt, own, rtol=1e-3):
         raise ValueError(f"{file} has time step {own:g}, but dt={dt:g} was given")
@@ -103,6 +104,22 @@ def _read_csv(path: Path) -> _Content:
     return _Content(x, None if times is None else _step(times[order].reshape(shape), path), tuple(columns))
 
 
+def _read_xvg(path: Path) -> _Content:
+    """Columns of GROMACS; the names are its legends, such as '@ s0 legend "end to end"'."""
+    with path.open() as lines:
+        names = tuple(
+            line.split('"')[1]
+            for line in lines
+            if line.startswith("@ s") and " legend " in line and '"' in line
+        )
+    table = np.loadtxt(path, comments=("#", "@", "&"), ndmin=2)
+    if table.shape[1] < 2:
+        raise ValueError(
+            f"{path} has {table.shape[1]} column; the first holds the times, the others positions"
+        )
+    return _Content(table[:, 1:], _step(table[:, 0], path), names if len(names) == table.shape[1] - 1 else ())
+
+
 def _header(path: Path) -> list[str]:
     """Names of the columns; none if the first line is numbers."""
     with path.open() as lines:
@@ -114,4 +131,4 @@ def _header(path: Path) -> list[str]:
     return []
 
 
-_READERS = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv}
+_READERS = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".xvg": _read_xvg}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -46,7 +47,9 @@ class Trajectories(LightningDataModule):
     reaches from one split into the other. After `setup` the data are in `train` and `val`.
 
     Args:
-        path: .csv, .npy or .npz, see `read_trajectories`; relative to `root` unless it exists as given.
+        path: .csv, .npy, .npz or .xvg, see `read_trajectories`; as given, else relative to `root`, else an
+        example
+            shipped with the experiments.
         dt: time step where the file does not tell; default 1.
         window: points per window; default whole trajectories.
         stride: points between the beginnings of windows.
@@ -82,7 +85,9 @@ class Trajectories(LightningDataModule):
         if min(window or 1, lag or 1, stride) < 1 or not 0 <= validation < 1:
             given = f"window={window}, lag={lag}, stride={stride}, validation={validation}"
             raise ValueError(f"{given}: the first three are at least 1, the last in [0, 1)")
-        self.path = Path(path) if Path(path).is_file() else data_root(root) / path
+        own = Path(str(files("observatory.experiments") / path))  # an example that is shipped
+        places = (Path(path), data_root(root) / path, own)
+        self.path = next((place for place in places if place.is_file()), places[1])
         self.dt, self.window, self.stride, self.lag = dt, window, stride, lag
         self.validation, self.batch_size = validation, batch_size
         self.seed, self.split_seed, self.num_workers = seed, split_seed, num_workers

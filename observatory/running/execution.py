@@ -20,12 +20,12 @@ from observatory.running.configured import ConfiguredRun, quietly
 from observatory.running.hparams import write_hparams
 from observatory.running.plan import PlannedRun
 from observatory.studies import FinishedRun
+from observatory.studies.study import END
 
 CLAIM = "run.yaml"  # written first: what the folder is for
 BOOKMARK = "resume.ckpt"  # while it is not finished
 MARKER = "finished.json"  # written last: without it a run is not finished
 CONFIGURATION = "config.yaml"  # resolved
-END = "checkpoints/end.ckpt"  # the weights that it ended with
 
 
 @dataclass(frozen=True)

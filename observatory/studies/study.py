@@ -11,6 +11,8 @@ from typing import Any
 from observatory.records import Finding, Run, open_run
 from observatory.report import Section
 
+END = "checkpoints/end.ckpt"  # in the folder of a run: the state that it ended with
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -29,6 +31,18 @@ class FinishedRun:
             FileNotFoundError: if it had none.
         """
         return open_run(self.folder)
+
+    def state(self, prefix: str) -> dict[str, Any]:
+        """What the run ended with: buffers, parameters and extra state under `prefix`, by name.
+
+        Raises:
+            FileNotFoundError: if its end was not kept.
+        """
+        import torch
+
+        content = torch.load(self.folder / END, map_location="cpu", weights_only=True)["state_dict"]
+        start = f"{prefix}."
+        return {name.removeprefix(start): value for name, value in content.items() if name.startswith(start)}
 
     def metric(self, name: str) -> float:
         """A metric at the end.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +18,8 @@ class Iterate(LightningModule):
 
     The state of the method (of a Wang-Landau walker, a population, a Gaussian process) is its buffers, so
     that checkpoints hold it and a resumed run continues it. Random numbers come from the global streams,
-    which `SeedEveryStep` makes resumable, or from a generator seeded with a counter among the buffers.
+    which `SeedEveryStep` makes resumable, or from a generator seeded with a counter among the buffers. If it
+    has `figures()`, matplotlib figures by name, TensorBoard gets them at the end.
 
     Args:
         method: a module with `advance(batch)` returning a mapping of scalars or None. With no data to learn
@@ -44,6 +46,16 @@ class Iterate(LightningModule):
             named = {f"train/{name}": value for name, value in scalars.items()}
             self.log_dict(named, batch_size=examples_in(batch))
         return torch.zeros((), device=self.device, requires_grad=True)
+
+    def on_train_end(self) -> None:
+        """TensorBoard shows what the method draws of itself."""
+        figures = getattr(self.method, "figures", None)
+        boards = [logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
+        if callable(figures) and boards and self.trainer.is_global_zero:
+            for name, figure in figures().items():
+                for board in boards:
+                    board.experiment.add_figure(name, figure, self.global_step, close=False)
+                figure.clear()
 
     def configure_optimizers(self) -> Optimizer:
         return torch.optim.SGD([nn.Parameter(torch.empty(0, device=self.device))])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 
 from observatory.numerics.correlate import correlation
-from observatory.physics.gle import DoubleWell, Flat, Harmonic, exponential_kernel, propagator, simulate
+from observatory.physics.gle import (
+    DoubleWell,
+    Flat,
+    Harmonic,
+    exponential_kernel,
+    free_energy,
+    propagator,
+    simulate,
+)
 
 KERNEL = exponential_kernel([3.0, 5.0], [0.3, 2.0])
 
@@ -112,3 +122,42 @@ def test_equilibrium_start_in_a_double_well():
         exact = float((weight * grid**power).sum() / weight.sum())
         spread = float(x.pow(power).std()) / math.sqrt(200_000)
         assert float(x.pow(power).mean()) == pytest.approx(exact, abs=5 * spread)
+
+
+@pytest.mark.parametrize("sets", [1, 3])
+def test_steps_that_carry_gradients_are_the_same_steps(sets):
+    gamma = torch.tensor([[3.0, 5.0]], dtype=torch.float64).repeat(sets, 1)
+    arguments = {"mass": 1.0, "kT": 1.0, "step": 0.05, "samples": 50, "lanes": 6, "common_noise": True}
+    kernel = exponential_kernel(gamma, [0.3, 2.0])
+    plain = simulate(kernel, DoubleWell(2.0), generator=torch.Generator().manual_seed(0), **arguments)
+    with_gradient = replace(kernel, gamma=gamma.clone().requires_grad_())
+    traced = simulate(with_gradient, DoubleWell(2.0), generator=torch.Generator().manual_seed(0), **arguments)
+    torch.testing.assert_close(traced.detach(), plain, rtol=0, atol=1e-12)  # rounding, grown by the barrier
+    assert traced.requires_grad and not plain.requires_grad
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_steps_are_the_same_steps():
+    for kernel in (KERNEL, exponential_kernel([[3.0, 5.0], [1.0, 2.0]], [0.3, 2.0])):
+        runs = [
+            simulate(
+                kernel, DoubleWell(2.0), mass=1.0, kT=1.0, step=0.05, samples=70, lanes=20, compiled=compiled,
+                generator=torch.Generator().manual_seed(0),
+            )
+            for compiled in (False, True)
+        ]  # fmt: skip
+        torch.testing.assert_close(runs[1], runs[0], rtol=0, atol=1e-10)
+
+
+def test_a_tabulated_free_energy_far_from_zero_is_simulated_where_it_lies():
+    """Samples about 1000 with ⟨δx²⟩ = ½: the start is drawn from the table, not from a grid about zero."""
+    generator = torch.Generator().manual_seed(0)
+    table = free_energy(1000 + torch.randn(200_000, dtype=torch.float64, generator=generator) / 2**0.5, 1.0)
+    x = simulate(
+        KERNEL, table, mass=1.0, kT=1.0, step=0.05, samples=20, lanes=20_000, dtype=torch.float64,
+        generator=generator,
+    )  # fmt: skip
+    assert float(x.mean()) == pytest.approx(1000, abs=0.02)
+    assert float(x[:, -1].var()) == pytest.approx(0.5, rel=0.06)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -21,11 +20,11 @@ def overdamped_passage_time(
 
     (Zwanzig, Nonequilibrium Statistical Mechanics, 2001, §4.)
     """
-    low = start - 3 * (end - start)
-    y = torch.linspace(low, end, 4 * points, dtype=torch.float64)
+    low = start - 3 * (end - start)  # a quarter of the grid is the way, so that `start` is a point of it
+    y = torch.linspace(low, end, 4 * (points - 1) + 1, dtype=torch.float64)
     below = torch.exp(-potential.energy(y) / kT)
     inner = torch.nn.functional.pad(torch.cumulative_trapezoid(below, y), (1, 0))
-    on = y >= start
+    on = slice(3 * (points - 1), None)
     return float(friction / kT * torch.trapezoid((inner / below)[on], y[on]))
 
 
@@ -68,42 +67,38 @@ def passage_time(
 ) -> PassageTime:
     """Simulated mean first-passage time between ±L, in equilibrium.
 
-    Successive first arrivals alternate between the minima, so that their mean distance is the time observed
-    over their number. Choose `duration` ≫ the result: the beginning of each lane, up to its first arrival, is
-    left out.
+    Successive first arrivals alternate between the minima: in equilibrium their number in a window is, on
+    average, the window over the mean time, whatever the window. (Completed intervals alone would be too short
+    on average: long ones do not fit in.) The first tenth of `duration` is left out, until each lane has seen
+    a minimum.
 
     Args:
         step: h; positions are looked at after each.
-        duration: of each lane.
+        duration: of each lane; a tenth of it must exceed the relaxation within a well.
         lanes: independent particles.
+
+    Raises:
+        ValueError: if no particle crossed.
     """
     blocks = trajectory_blocks(
         kernel, well, mass=mass, kT=kT, step=step, lanes=lanes, dtype=dtype, generator=generator, most=1024
     )
     side = torch.zeros(lanes, dtype=torch.int8, device=kernel.gamma.device)
-    first, last = (torch.zeros(lanes, dtype=torch.float64, device=side.device) for _ in range(2))
     arrivals = torch.zeros(lanes, dtype=torch.float64, device=side.device)
-    done, total = 0, math.ceil(duration / step)
-    for x in islice(blocks, 10**9):
+    done, begin, total = 0, round(0.1 * duration / step), round(duration / step)
+    while done < total:
+        x = next(blocks)[: total - done]
         mark = (x >= well.width).to(torch.int8) - (x <= -well.width).to(torch.int8)  # (T, lanes)
         mark = _carried(torch.cat([side[None], mark]))
-        new = mark[1:] != mark[:-1]
-        when = torch.arange(1, len(x) + 1, dtype=torch.float64, device=x.device)[:, None] + done
-        earliest = torch.where(new, when, torch.inf).amin(0)
-        first = torch.where(arrivals == 0, earliest.nan_to_num(posinf=0.0), first)
-        last = torch.maximum(last, torch.where(new, when, 0.0).amax(0))
-        arrivals += new.sum(0)
+        arrived = (mark[1:] != mark[:-1]) & (mark[:-1] != 0)
+        arrivals += arrived[max(0, begin - done) :].sum(0)
         side, done = mark[-1], done + len(x)
-        if done >= total:
-            break
-    waits = (arrivals - 1).clamp_min(0)
-    spans = (last - first) * step
-    crossings = waits.sum()
+    crossings, window = arrivals.sum(), (total - begin) * step
     if not bool(crossings > 0):
-        raise ValueError(f"no particle crossed the barrier twice within {duration:g}: simulate longer")
-    mean = spans.sum() / crossings
-    error = ((spans - mean * waits).square().sum()).sqrt() / crossings
-    return PassageTime(float(mean), float(error), int(crossings))
+        raise ValueError(f"no particle crossed the barrier within {duration:g}: simulate longer")
+    mean = lanes * window / float(crossings)
+    error = mean * float(arrivals.std() / arrivals.mean()) / math.sqrt(lanes)
+    return PassageTime(mean, error, int(crossings))
 
 
 def _carried(mark: Tensor) -> Tensor:

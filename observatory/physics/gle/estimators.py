@@ -62,6 +62,19 @@ def as_trajectories(trajectories: Trajectories) -> list[Tensor]:
     return [x.reshape(-1, x.shape[-1]).double() for x in given]
 
 
+def positions_of(batch: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+    """Positions (P, N) of a batch (N,), (P, N) or (P, N, 1), float64.
+
+    Raises:
+        ValueError: if there are several coordinates.
+    """
+    x = batch if isinstance(batch, Tensor) else batch[0]
+    if x.ndim == 3 and x.shape[-1] != 1:
+        raise ValueError(f"the equation has one coordinate, the data have {x.shape[-1]}: choose a column")
+    x = x[..., 0] if x.ndim == 3 else x
+    return x.reshape(-1, x.shape[-1]).double()
+
+
 def correlations_of(
     x: Sequence[Tensor],
     dt: float,

@@ -104,6 +104,7 @@ def extract_kernel(
         if "xf" in c
         else torch.full_like(G, torch.nan),
         *bands,
+        reach=(min(float(one.min()) for one in x), max(float(one.max()) for one in x)),
         notes=_notes(virial, apparent, mass, equation),
     )
 

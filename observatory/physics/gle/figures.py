@@ -62,7 +62,7 @@ def draw_free_energy(axis: Axes, kernel: MemoryKernel) -> None:
     if isinstance(potential, FreeEnergy):
         x, U = potential.x, potential.U
     else:
-        x = torch.linspace(-2, 2, 400, dtype=torch.float64)
+        x = torch.linspace(*kernel.reach, 400, dtype=torch.float64)
         U = potential.energy(x)
     axis.plot(x, U / kernel.kT, color=OURS, lw=1.4)
     axis.set(xlabel="position x", ylabel="free energy U/kT")

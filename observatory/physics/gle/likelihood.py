@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from observatory.numerics.curvature import prepare_forward_mode
 from observatory.physics.gle.kernels import ExponentialKernel
 from observatory.physics.gle.linear import periodogram, spectral_density, transition
 
@@ -36,9 +37,14 @@ class WhittleFit:
 
     @property
     def mass_range(self) -> tuple[float, float]:
-        """Masses whose profile lies within 2 of the best: 95 %, within the range searched."""
-        inside = self.profile_mass[self.profile < 2]
-        return (float(inside.min()), float(inside.max())) if len(inside) else (self.mass, self.mass)
+        """Masses within 2 of the best likelihood: 95 %, among the profile and all optima.
+
+        Above the memory time the likelihood is a comb over the mass: an oscillation of the memory that is
+        sampled too rarely has aliases.
+        """
+        close = self.optima[self.losses < 2, 0].exp()
+        inside = torch.cat([self.profile_mass[self.profile < 2], close, close.new_tensor([self.mass])])
+        return float(inside.min()), float(inside.max())
 
     @property
     def mass_identified(self) -> bool:
@@ -126,35 +132,38 @@ def _score(
     log_density: Callable[[Tensor], Tensor], power: Tensor, theta: Tensor, free: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Optima (S, p), losses (S,) and Fisher information (S, p, p); parameters that are not free stay."""
-    values = torch.func.vmap(log_density)
-    slopes = torch.func.vmap(torch.func.jacfwd(log_density))
-
-    def loss_of(log_s: Tensor) -> Tensor:
-        total = (log_s + power * (-log_s).exp()).sum(-1)
-        return torch.where(total.isfinite(), total, torch.inf)
-
-    log_s = values(theta)
-    loss, damping = loss_of(log_s), torch.full_like(theta[:, 0], 1e-2)
-    information = torch.empty(0)
+    prepare_forward_mode()
+    both = torch.func.vmap(torch.func.jacfwd(lambda t: (log_density(t),) * 2, has_aux=True))
     keep = free.to(theta)
+
+    def evaluate(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss (S,), gradient (S, p) and information (S, p, p)."""
+        J, log_s = both(at)
+        ratio = power * (-log_s).exp()
+        total = (log_s + ratio).sum(-1)
+        J = J.nan_to_num() * keep  # (S, frequencies, p)
+        gradient = (J.mT @ (1 - ratio)[..., None])[..., 0]
+        return torch.where(total.isfinite(), total, torch.inf), gradient, J.mT @ J
+
+    theta = theta.clone()
+    loss, gradient, information = evaluate(theta)
+    damping = torch.full_like(loss, 1e-2)
+    active = torch.arange(len(theta), device=theta.device)  # lanes that still move
     for _ in range(ITERATIONS):
-        J = slopes(theta).nan_to_num() * keep  # (S, frequencies, p)
-        information = J.mT @ J
-        gradient = (J.mT @ (1 - power * (-log_s).exp())[..., None])[..., 0]
-        diagonal = information.diagonal(dim1=-2, dim2=-1)
-        damped = information + torch.diag_embed(
-            damping[:, None] * diagonal + 1e-9 * diagonal.amax(-1, keepdim=True) + ~free
+        diagonal = information[active].diagonal(dim1=-2, dim2=-1)
+        damped = information[active] + torch.diag_embed(
+            damping[active, None] * diagonal + 1e-9 * diagonal.amax(-1, keepdim=True) + ~free
         )
-        step = torch.linalg.solve(damped, gradient).clamp(-1, 1)
-        trial = (theta - step).clamp(-14, 14) * keep + theta * ~free
-        log_trial = values(trial)
-        trial_loss = loss_of(log_trial)
-        better = trial_loss < loss
-        gain = torch.where(better, loss - trial_loss, 0.0)
-        theta = torch.where(better[:, None], trial, theta)
-        log_s = torch.where(better[:, None], log_trial, log_s)
-        loss = torch.where(better, trial_loss, loss)
-        damping = torch.where(better, damping / 5, damping * 4).clamp(1e-8, 1e8)
-        if bool(((gain < 1e-5) & (better | (damping > 1e4))).all()):
+        step = torch.linalg.solve(damped, gradient[active].nan_to_num()).clamp(-1, 1)
+        trial = (theta[active] - step).clamp(-14, 14) * keep + theta[active] * ~free
+        tried, slope, curvature = evaluate(trial)
+        better = tried < loss[active]
+        gain = torch.where(better, loss[active] - tried, torch.inf)
+        won = active[better]
+        theta[won], loss[won] = trial[better], tried[better]
+        gradient[won], information[won] = slope[better], curvature[better]
+        damping[active] = torch.where(better, damping[active] / 5, damping[active] * 4).clamp(1e-8, 1e8)
+        active = active[(gain > 1e-4) & (damping[active] < 1e4)]
+        if len(active) == 0:
             break
     return theta, loss, information

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from observatory.numerics.correlate import correlation
+from observatory.physics.gle.embedding import generator_matrix
+from observatory.physics.gle.estimators import positions_of
 from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
-from observatory.physics.gle.simulation import generator_matrix
 
 
 def transition(kernel: ExponentialKernel, mass: Tensor, stiffness: Tensor, dt: float) -> Tensor:
@@ -38,14 +40,48 @@ def powers(F: Tensor, count: int) -> Tensor:
 def spectral_density(F: Tensor, frequency: Tensor) -> Tensor:
     """S(ω) = [(e^{iω} - F)⁻¹(1 - FFᵀ)(e^{-iω} - Fᵀ)⁻¹]_xx of x over its spread; (..., frequencies).
 
-    ω in radians per step: aliasing is contained, and the mean of S over ω is 1.
+    ω in radians per step: aliasing is contained, and the mean of S over ω is 1. It is a ratio of polynomials
+    in σ = |w|² = 4 sin²(ω/2), w = e^{iω} - 1, whose coefficients do not depend on ω (Faddeev and LeVerrier
+    for the inverse in w): one small matrix product for all frequencies. In w rather than e^{iω} nothing
+    cancels at low frequencies when F is close to 1.
     """
     d = F.shape[-1]
     eye = torch.eye(d, dtype=F.dtype, device=F.device)
-    system = torch.exp(1j * frequency)[:, None, None] * eye - F.mT[..., None, :, :]
-    row = torch.linalg.solve(system, eye[:, 0].to(system.dtype).expand(*system.shape[:-1]))
-    noise = (eye - F @ F.mT).to(row.dtype)
-    return ((row @ noise) * row.conj()).sum(-1).real
+    A = F - eye
+    rows, coefficients, N = [], [torch.ones_like(F[..., 0, 0])], eye.expand_as(F)
+    for k in range(1, d + 1):  # (w - A)⁻¹ = Σ_k w^{d-k} N_k / Σ_k c_k w^{d-k}
+        rows.append(N[..., 0, :])
+        AN = A @ N
+        coefficients.append(-AN.diagonal(dim1=-2, dim2=-1).sum(-1) / k)
+        N = AN + coefficients[-1][..., None, None] * eye
+    row, c = torch.stack(rows[::-1], -2), torch.stack(coefficients[::-1], -1)  # rising powers of w
+    basis = _modulus_basis(d).to(F)
+    noise = -(A + A.mT + A @ A.mT)  # 1 - FFᵀ
+    numerator = torch.einsum("...kl,klm->...m", row @ noise @ row.mT, basis[:d, :d])
+    denominator = torch.einsum("...k,...l,klm->...m", c, c, basis)
+    sigma = 4 * torch.sin(frequency / 2).square()
+    table = torch.stack([sigma**m for m in range(d + 1)], -1).to(F)
+    numerator, denominator = (table @ n[..., None] for n in (numerator, denominator))
+    return (numerator / denominator)[..., 0]
+
+
+@cache
+def _modulus_basis(d: int) -> Tensor:
+    """Re(w^k w̄^l) as a polynomial in σ = |w|² where |1 + w| = 1: coefficients of σ^m, (d+1, d+1, d+1).
+
+    w + w̄ = -σ, hence T_n = w^n + w̄^n obeys T_n = -σ(T_{n-1} + T_{n-2}) with T_0 = 2, T_1 = -σ.
+    """
+    T = torch.zeros(d + 1, d + 1, dtype=torch.float64)
+    T[0, 0] = 2
+    T[1, 1] = -1
+    for n in range(2, d + 1):
+        T[n, 1:] = -(T[n - 1, :-1] + T[n - 2, :-1])
+    basis = torch.zeros(d + 1, d + 1, d + 1, dtype=torch.float64)
+    for k in range(d + 1):
+        for m in range(d + 1):
+            low = min(k, m)
+            basis[k, m, low:] = T[abs(k - m), : d + 1 - low] / 2
+    return basis
 
 
 class HarmonicGLE(nn.Module):
@@ -105,7 +141,7 @@ class HarmonicGLE(nn.Module):
 
     def training_loss(self, batch: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Of positions (P, N) or (P, N, 1)."""
-        x = _positions(batch)
+        x = positions_of(batch)
         x = x - x.mean()
         stiffness = self.kT / x.square().mean()
         if self.loss == "whittle":
@@ -126,13 +162,6 @@ class HarmonicGLE(nn.Module):
         kernel = self.kernel
         found = {"friction": kernel.friction(), "memory_time": kernel.memory_time(), "mass": self.mass}
         return {"loss": self.training_loss(batch), **found}
-
-
-def _positions(batch: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    x = batch if isinstance(batch, Tensor) else batch[0]
-    if x.ndim == 3 and x.shape[-1] != 1:
-        raise ValueError(f"the equation has one coordinate, the data have {x.shape[-1]}: choose a column")
-    return (x[..., 0] if x.ndim == 3 else x).reshape(-1, x.shape[1] if x.ndim > 1 else x.shape[0]).double()
 
 
 def half_step_velocity_correlation(xx: Tensor, dt: float) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 GRID = 4001  # points of a tabulated force
+RARE = 1.5e-3  # e^{-6.5}: how seldom a tail is seen that no slope is taken from
 
 
 class Potential(Protocol):
@@ -88,8 +90,23 @@ class FreeEnergy:
         bend = (self.slope[1:] - self.slope[:-1]).to(x)[index] / step
         return left + inside * (right - left) + beyond * edge + beyond.square() / 2 * bend
 
+    def to(self, dtype: torch.dtype, device: torch.device) -> FreeEnergy:
+        """The same table in another precision, so that a simulation need not convert it at every step."""
+        x, U, slope = (table.to(device, dtype) for table in (self.x, self.U, self.slope))
+        return replace(self, x=x, U=U, slope=slope)
+
+    @cached_property
+    def _grid(self) -> tuple[float, float]:
+        return float(self.x[0]), float(self.x[-1] - self.x[0]) / (len(self.x) - 1)
+
+    def support(self, device: torch.device) -> Tensor:
+        """A grid over one period, or over the sampled range and half as much beyond each end."""
+        low, high = float(self.x[0]), float(self.x[-1])
+        margin = 0.0 if self.period is not None else (high - low) / 2
+        return torch.linspace(low - margin, high + margin, 20_001, dtype=torch.float64, device=device)
+
     def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        start, step = float(self.x[0]), float(self.x[1] - self.x[0])
+        start, step = self._grid
         if self.period is not None:
             x = start + torch.remainder(x - start, self.period)
         place = (x - start) / step
@@ -108,8 +125,9 @@ def free_energy(
     """U(x) = -kT ln p(x): a cubic spline through the logarithm of a histogram, weighted by its counts.
 
     The spline has far fewer coefficients than the histogram bins, so that its slope does not follow the noise
-    of single bins, which would enter correlations of the force coherently. Sparse tails, at most 0.1 % of the
-    samples, lie outside of the grid.
+    of single bins, which would enter correlations of the force coherently. Sparse tails, seen less than 10
+    times or e^{-6.5} as often as the most frequent place, lie outside of the grid: a few excursions are no
+    measurement of a slope.
 
     Args:
         samples: positions of any shape, or several tensors.
@@ -135,7 +153,7 @@ def free_energy(
     index = ((flat - low) * (bins / (high - low))).long().clamp_(0, bins - 1)
     counts = torch.bincount(index, minlength=bins).cpu()
     edges = np.linspace(low, high, bins + 1)
-    first, last = (0, bins) if period is not None else _populated(counts, edges)
+    first, last = (0, bins) if period is not None else _sure(counts, *_populated(counts, edges))
     if period is not None and bool((counts == 0).any()):
         raise ValueError(f"{int((counts == 0).sum())} of {bins} bins of the period are empty: use fewer bins")
     centres = (edges[:-1] + edges[1:])[first:last] / 2
@@ -155,6 +173,14 @@ def free_energy(
     made = (torch.from_numpy(np.ascontiguousarray(a)).to(flat.device) for a in (grid, U - U.min(), slope))
     x, energy, gradient = made
     return FreeEnergy(x, energy, gradient, torch.from_numpy(centres), kept, period)
+
+
+def _sure(counts: Tensor, first: int, last: int) -> tuple[int, int]:
+    """The run without its sparse ends; what lies between, such as a barrier, may be as sparse."""
+    enough = (counts[first:last] >= max(10.0, RARE * float(counts.max()))).nonzero()[:, 0]
+    if len(enough) < 5:
+        return first, last
+    return first + int(enough[0]), first + int(enough[-1]) + 1
 
 
 def _populated(counts: Tensor, edges: np.ndarray) -> tuple[int, int]:

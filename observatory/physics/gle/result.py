@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from observatory.physics.gle.potentials import FreeEnergy, Potential
+from observatory.physics.gle.potentials import GRID, FreeEnergy, Potential
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_ARRAYS = ("t", "G", "G_raw", "Gamma", "mass", "apparent_mass")
+_TABLE = ("x", "U", "slope", "knots", "counts")
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class MemoryKernel:
     G_band: Band | None = None
     Gamma_band: Band | None = None
     mass_band: Band | None = None
+    reach: tuple[float, float] = (-2.0, 2.0)  # smallest and largest position
     notes: tuple[str, ...] = field(default=())  # what to keep in mind, in sentences
 
     @property
@@ -65,22 +72,63 @@ class MemoryKernel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """An .npz file of every array, readable without this package."""
-        arrays = {
-            name: getattr(self, name).cpu().numpy() for name in ("t", "G", "G_raw", "Gamma", "residual")
-        }
-        arrays |= {f"C_{name}": c.cpu().numpy() for name, c in self.correlations.items()}
-        for name in ("G", "Gamma"):
+        np.savez(path, **{name: value.numpy() for name, value in self.arrays().items()})  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MemoryKernel:
+        """What `save` wrote; a potential other than the free energy of the data comes back as its table."""
+        with np.load(path) as stored:
+            return kernel_of_arrays({name: torch.from_numpy(stored[name]) for name in stored.files})
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Every number of the result by name, float64; what `load` reads."""
+        found = {name: getattr(self, name) for name in (*_ARRAYS, "virial_ratio", "residual")}
+        found |= {f"C_{name}": c for name, c in self.correlations.items()}
+        for name in ("G", "Gamma", "mass"):
             band = getattr(self, f"{name}_band")
-            arrays |= (
-                {} if band is None else {f"{name}_low": band.low.numpy(), f"{name}_high": band.high.numpy()}
-            )
-        if isinstance(self.free_energy, FreeEnergy):
-            arrays |= {name: getattr(self.free_energy, name).cpu().numpy() for name in ("x", "U")}
-        scalars = {name: float(getattr(self, name)) for name in ("mass", "apparent_mass", "dt", "kT")}
-        np.savez(path, **arrays, **scalars)  # type: ignore[arg-type]
+            if band is not None:
+                found |= {f"{name}_{part}": getattr(band, part) for part in ("low", "high", "error")}
+        table = self.free_energy
+        if not isinstance(table, FreeEnergy):
+            x = torch.linspace(*self.reach, GRID, dtype=torch.float64)
+            table = FreeEnergy(x, table.energy(x), table.gradient(x), x[:0], x[:0])
+        found |= {name: getattr(table, name) for name in _TABLE}
+        found["period"] = torch.tensor(torch.nan if table.period is None else table.period)
+        found |= {name: torch.tensor(getattr(self, name)) for name in ("dt", "kT")}
+        return {name: torch.as_tensor(value).detach().cpu().double() for name, value in found.items()}
 
     def plot(self) -> Figure:
         """Γ, G with its band, C_vv and U on one figure."""
         from observatory.physics.gle.figures import overview
 
         return overview(self)
+
+
+def kernel_of_arrays(arrays: Mapping[str, Tensor]) -> MemoryKernel:
+    """The result whose `arrays` these are."""
+
+    def band(name: str) -> Band | None:
+        if f"{name}_low" not in arrays:
+            return None
+        return Band(arrays[f"{name}_low"], arrays[f"{name}_high"], arrays[f"{name}_error"])
+
+    period = float(arrays["period"])
+    x, U, slope, knots, counts = (arrays[name] for name in _TABLE)
+    return MemoryKernel(
+        arrays["t"],
+        arrays["G"],
+        arrays["G_raw"],
+        arrays["Gamma"],
+        arrays["mass"],
+        arrays["apparent_mass"],
+        FreeEnergy(x, U, slope, knots, counts, None if math.isnan(period) else period),
+        float(arrays["dt"]),
+        float(arrays["kT"]),
+        {name[2:]: value for name, value in arrays.items() if name.startswith("C_")},
+        arrays["virial_ratio"],
+        arrays["residual"],
+        band("G"),
+        band("Gamma"),
+        band("mass"),
+        (float(x[0]), float(x[-1])),
+    )

@@ -1,0 +1,81 @@
+"""Trajectories of a particle with memory, simulated: data whose kernel is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from observatory.data.loading import training_loader
+from observatory.data.recordings import TrajectorySet
+from observatory.physics.gle import exponential_kernel, simulate
+from observatory.physics.gle.potentials import Potential
+
+
+class LangevinTrajectories(LightningDataModule):
+    """m ẍ = -U'(x) - ∫Γ(s)ẋ(t-s)ds + F with Γ = 2γ₀δ + Σ(γᵢ/τᵢ)e^{-t/τᵢ}, in equilibrium, every Δt.
+
+    A batch is a list with all trajectories, (P, N, 1); after `setup` they are in `train`.
+
+    Args:
+        potential: U.
+        gamma: γᵢ.
+        tau: τᵢ.
+        instantaneous: γ₀.
+        mass: m.
+        kT: thermal energy.
+        dt: Δt.
+        step: of the integration, at most; Δt is divided by a whole number.
+        samples: N.
+        lanes: P.
+        seed: of the noise.
+    """
+
+    train: TrajectorySet
+
+    def __init__(
+        self,
+        potential: Potential,
+        gamma: Sequence[float],
+        tau: Sequence[float],
+        instantaneous: float = 0.0,
+        mass: float = 1.0,
+        kT: float = 1.0,
+        dt: float = 0.01,
+        step: float = 0.01,
+        samples: int = 100_000,
+        lanes: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.kernel = exponential_kernel(tuple(gamma), tuple(tau), instantaneous=instantaneous)
+        if min(mass, kT, dt, step, samples, lanes) <= 0:
+            raise ValueError(
+                f"mass={mass:g}, kT={kT:g}, dt={dt:g}, step={step:g}, samples={samples} and lanes={lanes} "
+                "must be positive"
+            )
+        self.potential, self.mass, self.kT = potential, mass, kT
+        self.dt, self.step, self.samples, self.lanes, self.seed = dt, step, samples, lanes, seed
+
+    def setup(self, stage: str) -> None:
+        if hasattr(self, "train"):
+            return
+        stride = math.ceil(self.dt / self.step * (1 - 1e-9))
+        x = simulate(
+            self.kernel,
+            self.potential,
+            mass=self.mass,
+            kT=self.kT,
+            step=self.dt / stride,
+            samples=self.samples,
+            lanes=self.lanes,
+            stride=stride,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        self.train = TrajectorySet(x[..., None], self.dt, ("x",))
+
+    def train_dataloader(self) -> DataLoader:
+        return training_loader(TensorDataset(self.train.x), self.lanes, shuffle=False)

@@ -1,0 +1,71 @@
+"""Surrogates of known functions, expected improvement against its integral, minima that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from observatory.numerics.bayesian_search import (
+    expected_improvement,
+    fit_surrogate,
+    minimiser,
+    propose,
+    propose_with_botorch,
+    sobol,
+)
+
+
+def bowl(x: np.ndarray) -> np.ndarray:
+    """Its minimum is 0 at (0.3, 0.7); the first variable matters four times as much."""
+    return 4 * (x[:, 0] - 0.3) ** 2 + (x[:, 1] - 0.7) ** 2
+
+
+def test_expected_improvement_is_its_integral():
+    mean, spread, best = np.array([0.3, -1.0, 2.0]), np.array([0.5, 0.1, 1.5]), 0.2
+    z = np.random.default_rng(0).standard_normal(1_000_000)
+    sampled = np.maximum(0, best - (mean[:, None] + spread[:, None] * z)).mean(1)
+    np.testing.assert_allclose(expected_improvement(mean, spread, best), sampled, rtol=5e-3)
+
+
+def test_surrogate_interpolates_and_knows_its_noise():
+    x = sobol(60, 2, 0)
+    noise = 0.05 * np.random.default_rng(0).standard_normal(60)
+    surrogate = fit_surrogate(x, bowl(x) + noise)
+    at = sobol(200, 2, 1) * 0.8 + 0.1
+    assert np.abs(surrogate.predict(at)[0] - bowl(at)).max() < 0.1
+    assert surrogate.noise == pytest.approx(0.05, rel=0.4)
+
+
+def test_minimiser_is_that_of_the_mean_not_of_the_noise():
+    x = sobol(80, 2, 0)
+    values = bowl(x) + 0.1 * np.random.default_rng(1).standard_normal(80)
+    assert values.min() < -0.05  # the best value observed is below the true minimum of 0
+    np.testing.assert_allclose(minimiser(fit_surrogate(x, values), 0), [0.3, 0.7], atol=0.08)
+
+
+@pytest.mark.parametrize("search", ["gaussian_process", "botorch"])
+def test_few_batches_find_the_minimum_of_a_curved_valley(search):
+    """Rosenbrock's valley, minimum at (0.75, 0.75): ten Sobol points and six batches of four."""
+    if search == "botorch":
+        pytest.importorskip("botorch")
+
+    def valley(x: np.ndarray) -> np.ndarray:
+        u, v = (4 * x - 2).T
+        return np.log(1e-3 + 100 * (v - u**2) ** 2 + (1 - u) ** 2)
+
+    x = sobol(10, 2, 3)
+    for batch in range(6):
+        y = valley(x)
+        new = propose(fit_surrogate(x, y), 4, batch) if search == "gaussian_process" else (
+            propose_with_botorch(x, y, 4, batch)
+        )  # fmt: skip
+        assert new.shape == (4, 2) and (new >= 0).all() and (new <= 1).all()
+        assert min(np.linalg.norm(a - b) for k, a in enumerate(new) for b in new[:k]) > 1e-3
+        x = np.concatenate([x, new])
+    assert valley(x[10:]).min() < valley(x[:10]).min() - 1.5
+    assert valley(x).min() < np.log(0.15)  # within 0.4 of the minimum along the valley
+
+
+def test_what_cannot_be_modelled_is_refused():
+    with pytest.raises(ValueError, match="finite values"):
+        fit_surrogate(np.zeros((3, 1)), np.array([0.0, np.nan, 1.0]))
