@@ -13,6 +13,7 @@ from observatory.physics.gle import (
     Harmonic,
     exponential_kernel,
     extract_kernel,
+    fit_exponentials,
     free_energy,
     kernel_of_correlations,
     simulate,
@@ -206,3 +207,34 @@ def test_double_well_from_a_long_trajectory():
     G = torch.stack([one.G[500] for one in single])
     assert float(G.std()) < 0.06 * 7.5896
     assert all(abs(float(one.mass) - 1) < 0.06 for one in single)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0, 2.0, 5.0])
+def test_direct_inversion_ends_at_the_memory_time_but_its_plateau_does_not(ratio):
+    """k = m = 1, γ = 10, τ = ½, exact correlations: Γ(0) = 20 and τ are lost above Δt = τ, γ is not."""
+    kernel, dt = exponential_kernel([10.0], [0.5]), 0.5 * ratio
+    n = max(12, round(15 / dt))
+    xx = powers(transition(kernel, ONE, ONE, dt), n + 1)[:, 0, 0]
+    G, Gamma = kernel_of_correlations(half_step_velocity_correlation(xx, dt), xx[:-1], dt, smooth=True)
+    fit = fit_exponentials(dt * torch.arange(n, dtype=torch.float64), G, 1)
+    assert float(G[-1]) == pytest.approx(10.0, rel=0.02)
+    if ratio <= 0.1:
+        assert float(fit.kernel.tau) == pytest.approx(0.5, rel=0.01)
+        assert float(Gamma[0]) == pytest.approx(20.0, rel=0.1)
+    if ratio >= 1:
+        assert float(fit.kernel.tau) > 1.2 * 0.5
+        assert float(Gamma[0]) < 0.6 * 20
+
+
+@pytest.mark.parametrize(("lanes", "tolerance"), [(4, 0.85), (64, 0.1)])
+def test_ends_of_a_free_energy_are_no_slopes_of_single_excursions(lanes, tolerance):
+    """Correlated samples of U = x²: beyond the grid the force stays confining, and is near 2x with more data.
+
+    The correlation time is γ/k = 4: 4 lanes hold 500 independent positions, 64 hold 8000.
+    """
+    x = simulate(
+        KERNEL, Harmonic(2.0), mass=1.0, kT=1.0, step=0.05, samples=20_000, lanes=lanes,
+        generator=torch.Generator().manual_seed(4),
+    )  # fmt: skip
+    at = torch.tensor([-3.0, -2.5, 2.5, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(free_energy(x, 1.0).gradient(at), 2 * at, rtol=tolerance, atol=0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 GRID = 4001  # points of a tabulated force
-RARE = 1.5e-3  # e^{-6.5}: how seldom a tail is seen that no slope is taken from
+TAIL = 2e-3  # share of the samples at either end that no slope is taken from
 
 
 class Potential(Protocol):
@@ -77,17 +77,21 @@ class FreeEnergy:
 
     def gradient(self, x: Tensor) -> Tensor:
         index, fraction = self._place(x)
-        left = self.slope.to(x)[index]
-        return left + fraction * (self.slope.to(x)[index + 1] - left)
+        inside = fraction.clamp(0, 1)
+        left, right = self.slope.to(x)[index], self.slope.to(x)[index + 1]
+        low, high = self._bend
+        step = self._grid[1]
+        beyond = (fraction - inside) * step  # zero inside the grid
+        return left + inside * (right - left) + beyond * torch.where(fraction > 1, high, low)
 
     def energy(self, x: Tensor) -> Tensor:
         index, fraction = self._place(x)
         inside = fraction.clamp(0, 1)
         left, right = self.U.to(x)[index], self.U.to(x)[index + 1]
-        step = (self.x[1] - self.x[0]).to(x)
         edge = torch.where(fraction > 1, self.slope.to(x)[index + 1], self.slope.to(x)[index])
-        beyond = (fraction - inside) * step  # zero inside the grid
-        bend = (self.slope[1:] - self.slope[:-1]).to(x)[index] / step
+        beyond = (fraction - inside) * self._grid[1]  # zero inside the grid
+        low, high = self._bend
+        bend = torch.where(fraction > 1, high, low)
         return left + inside * (right - left) + beyond * edge + beyond.square() / 2 * bend
 
     def to(self, dtype: torch.dtype, device: torch.device) -> FreeEnergy:
@@ -98,6 +102,14 @@ class FreeEnergy:
     @cached_property
     def _grid(self) -> tuple[float, float]:
         return float(self.x[0]), float(self.x[-1] - self.x[0]) / (len(self.x) - 1)
+
+    @cached_property
+    def _bend(self) -> tuple[float, float]:
+        """U'' with which U' goes on outside: its mean over the outer quarters, never negative."""
+        outer = max(1, len(self.x) // 4)
+        width = outer * self._grid[1]
+        below, above = self.slope[outer] - self.slope[0], self.slope[-1] - self.slope[-1 - outer]
+        return max(0.0, float(below) / width), max(0.0, float(above) / width)
 
     def support(self, device: torch.device) -> Tensor:
         """A grid over one period, or over the sampled range and half as much beyond each end."""
@@ -125,9 +137,8 @@ def free_energy(
     """U(x) = -kT ln p(x): a cubic spline through the logarithm of a histogram, weighted by its counts.
 
     The spline has far fewer coefficients than the histogram bins, so that its slope does not follow the noise
-    of single bins, which would enter correlations of the force coherently. Sparse tails, seen less than 10
-    times or e^{-6.5} as often as the most frequent place, lie outside of the grid: a few excursions are no
-    measurement of a slope.
+    of single bins, which would enter correlations of the force coherently. The outermost 0.2 % of the samples
+    at either end lie outside of the grid: a few excursions are no measurement of a slope.
 
     Args:
         samples: positions of any shape, or several tensors.
@@ -165,7 +176,9 @@ def free_energy(
         )
         grid = np.linspace(centres[0], centres[0] + period, GRID)
     else:
-        inner = np.linspace(centres[0], centres[-1], min(knots, max(2, len(centres) // 4)) + 1)[1:-1]
+        # the outermost pieces reach to where 1 % of the samples lie beyond: sparse bins alone bend no piece
+        low, high = np.interp([0.01, 0.99], np.cumsum(kept.numpy()) / float(kept.sum()), centres)
+        inner = np.linspace(low, high, min(knots, max(2, len(centres) // 4)) - 1)
         ends = [np.repeat(centres[k], 4) for k in (0, -1)]
         spline = make_lsq_spline(centres, y, np.concatenate([ends[0], inner, ends[1]]), k=3, w=weight)
         grid = np.linspace(centres[0], centres[-1], GRID)
@@ -177,10 +190,9 @@ def free_energy(
 
 def _sure(counts: Tensor, first: int, last: int) -> tuple[int, int]:
     """The run without its sparse ends; what lies between, such as a barrier, may be as sparse."""
-    enough = (counts[first:last] >= max(10.0, RARE * float(counts.max()))).nonzero()[:, 0]
-    if len(enough) < 5:
-        return first, last
-    return first + int(enough[0]), first + int(enough[-1]) + 1
+    share = counts[first:last].cumsum(0) / counts[first:last].sum()
+    low, high = int((share < TAIL).sum()), int((share < 1 - TAIL).sum()) + 1
+    return (first + low, first + high) if high - low >= 5 else (first, last)
 
 
 def _populated(counts: Tensor, edges: np.ndarray) -> tuple[int, int]:
