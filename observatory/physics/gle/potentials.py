@@ -178,7 +178,8 @@ def free_energy(
     else:
         # the outermost pieces reach to where 1 % of the samples lie beyond: sparse bins alone bend no piece
         low, high = np.interp([0.01, 0.99], np.cumsum(kept.numpy()) / float(kept.sum()), centres)
-        inner = np.linspace(low, high, min(knots, max(2, len(centres) // 4)) - 1)
+        pieces = min(knots, max(2, len(centres) // 4)) * (high - low) / (centres[-1] - centres[0])
+        inner = np.linspace(low, high, max(1, round(pieces)))
         ends = [np.repeat(centres[k], 4) for k in (0, -1)]
         spline = make_lsq_spline(centres, y, np.concatenate([ends[0], inner, ends[1]]), k=3, w=weight)
         grid = np.linspace(centres[0], centres[-1], GRID)

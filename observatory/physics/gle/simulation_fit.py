@@ -134,6 +134,7 @@ class SimulationFit(nn.Module):
         self.register_buffer("matched", torch.full((3, lags), torch.nan, dtype=torch.float64))
         self._U: Potential | None = None
         self._direct: dict[str, float] = {}
+        self._fitted: Surrogate | None = None
 
     @property
     def incumbent(self) -> Incumbent:
@@ -220,8 +221,11 @@ class SimulationFit(nn.Module):
         return values.nan_to_num(nan=torch.inf).clamp_max(values[values.isfinite()].max())
 
     def _surrogate(self) -> Surrogate:
-        unit = (self.theta[: int(self.count)] - self.low) / (self.high - self.low)
-        return fit_surrogate(unit.cpu().numpy(), self._log_losses().numpy())
+        """Of everything evaluated so far; the conclusion of one call serves the proposals of the next."""
+        if self._fitted is None or len(self._fitted.x) != int(self.count):
+            unit = (self.theta[: int(self.count)] - self.low) / (self.high - self.low)
+            self._fitted = fit_surrogate(unit.cpu().numpy(), self._log_losses().numpy())
+        return self._fitted
 
     def _conclude(self, U: Potential) -> None:
         """The minimiser, simulations there, and the sets that the data do not exclude: their loss,
