@@ -131,7 +131,7 @@ def free_energy(
     kT: float,
     *,
     bins: int = 100,
-    knots: int = 16,
+    knots: int = 12,
     period: float | None = None,
 ) -> FreeEnergy:
     """U(x) = -kT ln p(x): a cubic spline through the logarithm of a histogram, weighted by its counts.
