@@ -156,7 +156,9 @@ def test_the_one_loop_extracts_and_a_checkpoint_holds_what_it_found(tmp_path):
 
 def test_saved_kernels_come_back(tmp_path):
     x = rarely_seen(200, 16)
-    found = extract_kernel(x, 1.0, 1.0, n_lags=20, resamples=10, generator=torch.Generator().manual_seed(0))
+    found = extract_kernel(
+        x, 1.0, 1.0, n_lags=20, bins=20, resamples=10, generator=torch.Generator().manual_seed(0)
+    )
     found.save(tmp_path / "kernel.npz")
     back = MemoryKernel.load(tmp_path / "kernel.npz")
     for name in ("t", "G", "Gamma", "mass", "residual"):

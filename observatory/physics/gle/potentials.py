@@ -164,7 +164,7 @@ def free_energy(
     index = ((flat - low) * (bins / (high - low))).long().clamp_(0, bins - 1)
     counts = torch.bincount(index, minlength=bins).cpu()
     edges = np.linspace(low, high, bins + 1)
-    first, last = (0, bins) if period is not None else _sure(counts, *_populated(counts, edges))
+    first, last = (0, bins) if period is not None else _sampled(counts, edges)
     if period is not None and bool((counts == 0).any()):
         raise ValueError(f"{int((counts == 0).sum())} of {bins} bins of the period are empty: use fewer bins")
     centres = (edges[:-1] + edges[1:])[first:last] / 2
@@ -189,26 +189,19 @@ def free_energy(
     return FreeEnergy(x, energy, gradient, torch.from_numpy(centres), kept, period)
 
 
-def _sure(counts: Tensor, first: int, last: int) -> tuple[int, int]:
-    """The run without its sparse ends; what lies between, such as a barrier, may be as sparse."""
-    share = counts[first:last].cumsum(0) / counts[first:last].sum()
-    low, high = int((share < TAIL).sum()), int((share < 1 - TAIL).sum()) + 1
-    return (first + low, first + high) if high - low >= 5 else (first, last)
+def _sampled(counts: Tensor, edges: np.ndarray) -> tuple[int, int]:
+    """The bins between which all but the sparse ends of the samples lie.
 
-
-def _populated(counts: Tensor, edges: np.ndarray) -> tuple[int, int]:
-    """The run of non-empty bins about the median of the samples."""
-    cumulative = counts.cumsum(0)
-    total = int(cumulative[-1])
-    middle = int((cumulative >= total / 2).int().argmax())
-    empty = (counts == 0).nonzero()[:, 0]
-    first = int(empty[empty < middle].max()) + 1 if bool((empty < middle).any()) else 0
-    last = int(empty[empty > middle].min()) if bool((empty > middle).any()) else len(counts)
-    outside = total - int(counts[first:last].sum())
-    if outside > 1e-3 * total or last - first < 5:
+    Raises:
+        ValueError: if one of them is empty, or there are too few.
+    """
+    share = counts.cumsum(0) / counts.sum()
+    first, last = int((share < TAIL).sum()), int((share < 1 - TAIL).sum()) + 1
+    empty = first + (counts[first:last] == 0).nonzero()[:, 0]
+    if len(empty) or last - first < 5:
         gaps = ", ".join(f"[{edges[k]:.4g}, {edges[k + 1]:.4g})" for k in empty[:3].tolist())
         raise ValueError(
-            f"{len(empty)} bins within the range of the positions are empty, such as {gaps}, with "
-            f"{outside} samples beyond them: use fewer bins, more data, or name the potential"
+            f"{len(empty)} of {last - first} bins within the range of the positions are empty"
+            f"{f', such as {gaps}' if gaps else ''}: use fewer bins, more data, or name the potential"
         )
     return first, last
