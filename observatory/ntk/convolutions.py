@@ -60,7 +60,7 @@ class ConvolutionFactors(SiteFactors):
         last = len(self.kernel) - 1
         x, (n, r) = self._padded(slice(None))
         x = self._windows(x, last).movedim(-1, -2)  # (n·r, *pixels, sites, kernel, channels)
-        return x.flatten(-2).unflatten(0, (n, r))
+        return x.flatten(-2).contiguous().unflatten(0, (n, r))  # one copy, of which all rows are views
 
     @cached_property
     def _sites(self) -> tuple[int, ...]:

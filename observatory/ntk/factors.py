@@ -142,8 +142,10 @@ class SiteFactors(Factors):
             step = max(1, FORMED_NUMBERS // (self.groups * self.outputs * part.shape[-1]))
             for one, target in zip(b, found, strict=True):
                 for k in range(0, self.n, step):
-                    formed = one[k : k + step].mT @ part[k : k + step]
-                    target[k : k + step] += torch.linalg.vector_norm(formed.flatten(1), dim=1).square()
+                    b_t, u = (t[k : k + step].flatten(0, 1) for t in (one.mT, part))
+                    formed = torch.bmm(b_t, u).flatten(1)  # (n·g, o·columns)
+                    squares = torch.linalg.vector_norm(formed, dim=1).square()
+                    target[k : k + step] += squares.unflatten(0, (-1, self.groups)).sum(1)
         return found
 
     def parts(self) -> Iterator[Tensor]:
