@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -154,8 +156,7 @@ def _catalogue() -> dict[str, dict[str, str]]:
     experiments = {}
     for file in sorted(files("observatory.experiments").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
-            first = file.read_text().split("\n", 1)[0]
-            experiments[file.name] = first.lstrip("# ") if first.startswith("#") else ""
+            experiments[file.name] = _first_sentence(file.read_text(encoding="utf-8"))
     return {
         "instruments (observe:)": _summaries(callbacks, Callback),
         "models (model:)": models,
@@ -163,6 +164,14 @@ def _catalogue() -> dict[str, dict[str, str]]:
         "data (data:)": _summaries(data, LightningDataModule),
         "experiments": experiments,
     }
+
+
+def _first_sentence(text: str) -> str:
+    """Of the comment that a file begins with."""
+    comment = " ".join(
+        line.lstrip("# ") for line in takewhile(lambda x: x.startswith("#"), text.splitlines())
+    )
+    return re.split(r"(?<=[.?!])\s", comment, maxsplit=1)[0]
 
 
 def _summaries(module: Any, base: type) -> dict[str, str]:
