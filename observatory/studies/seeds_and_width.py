@@ -176,9 +176,10 @@ def _power(what: str, exponent: Interval, where: str = "") -> Finding:
 
 def _change(grid: _Grid, draws: int) -> Finding:
     change = _interval(grid.last["entropy"] - grid.first["entropy"], lambda v: v.mean((-2, -1)), draws)
-    low, high = float(change.low), float(change.high)
-    how = "lowers" if high < 0 else "raises" if low > 0 else "does not change"
-    return Finding(f"Training {how} the kernel's entropy: by {_told(change)} nat on average.")
+    if float(change.low) > 0 or float(change.high) < 0:
+        how = "raises" if float(change.low) > 0 else "lowers"
+        return Finding(f"Training {how} the kernel's entropy on average: ΔS = {_told(change)} nat.")
+    return Finding(f"Training does not change the kernel's entropy on average: ΔS = {_told(change)} nat.")
 
 
 def _prediction(name: str, correlation: Interval) -> Finding:
