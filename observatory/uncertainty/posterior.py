@@ -255,7 +255,7 @@ class LastLayerPosterior(nn.Module):
             kind = ACCUMULATORS[extra.get("kind", self.kind)]
             self.gram = kind(len(matrix), device=device, dtype=matrix.dtype)
         if root is not None:
-            dtype = state_dict[f"{prefix}rigidity.projector"].dtype
+            dtype = state_dict[f"{prefix}rigidity.last_row"].dtype
             self.rigidity = Rigidity(len(root), dtype=dtype, device=device)
         self._make_room(state_dict, prefix, device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

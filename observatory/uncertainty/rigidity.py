@@ -55,7 +55,7 @@ class Rigidity(nn.Module):
     root: Tensor  # R, (d, d) float64
     eigenvalues: Tensor  # λ of C, (d,) float64, descending
     reg: Tensor  # ς², float64; NaN before the first factorisation
-    projector: Tensor  # V, (d, d) in the features' precision, lower triangular: all its columns see the bias
+    last_row: Tensor  # V_d, (d,) in the features' precision: the bias is seen by all columns
 
     def __init__(
         self, width: int, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
@@ -65,7 +65,10 @@ class Rigidity(nn.Module):
         self.register_buffer("root", empty)
         self.register_buffer("eigenvalues", empty.new_zeros(width))
         self.register_buffer("reg", empty.new_full((), torch.nan))
-        self.register_buffer("projector", torch.zeros(width, width, dtype=dtype, device=device))
+        self.register_buffer("last_row", torch.zeros(width, dtype=dtype, device=device))
+        for k, (start, end) in enumerate(column_blocks(width)):  # V below its diagonal blocks, contiguous
+            block = torch.zeros(width - start, end - start, dtype=dtype, device=device)
+            self.register_buffer(f"block_{k}", block)
 
     def factorise(self, accumulator: Accumulator, reg: float) -> None:
         """From C and ς².
@@ -88,7 +91,10 @@ class Rigidity(nn.Module):
         self.root.copy_(root)
         self.eigenvalues.copy_(values)
         self.reg.fill_(reg)
-        self.projector.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
+        v = torch.linalg.solve_triangular(lower, eye, upper=False)
+        self.last_row.copy_(v[-1])
+        for k, (start, end) in enumerate(column_blocks(len(v))):
+            self.get_buffer(f"block_{k}").copy_(v[start:, start:end])
 
     @property
     def spectrum(self) -> Spectrum:
@@ -96,14 +102,11 @@ class Rigidity(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """s, (n,), of rows (n, d) in the precision of the features; (n, d - 1) if the last entry is 1."""
-        v, d = self.projector, features.shape[1]
-        parts = []
-        for start, end in column_blocks(d):
-            rows, block = features[:, start:], v[start:d, start:end]
-            product = rows @ block if d == len(v) else torch.addmm(v[-1, start:end], rows, block)
+        full, parts = features.shape[1] == len(self.last_row), []
+        for k, (start, end) in enumerate(column_blocks(len(self.last_row))):
+            block, rows = getattr(self, f"block_{k}"), features[:, start:]
+            product = rows @ block if full else torch.addmm(self.last_row[start:end], rows, block[:-1])
             parts.append(torch.linalg.vector_norm(product, dim=1))
-        if d < len(v):
-            parts.append(v[-1, -1].abs().expand_as(parts[0]))
         return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
     def exact(self, features: Tensor) -> Tensor:
