@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from observatory.looking.twin import unwrapped, weightless_twin
+from observatory.looking.twin import copy_with, unwrapped, weightless_twin
 
 Forward = Callable[[nn.Module, Any], Any]
 Output = Callable[[Any], Tensor]
@@ -95,7 +94,7 @@ class ModelFunction:
             memo[id(ghost)] = nn.Parameter(self.parameters[name], requires_grad=False)
         for name, buffer in self.twin.named_buffers():
             memo[id(buffer)] = self.buffers[name].clone()
-        return copy.deepcopy(self.twin, memo).eval()
+        return copy_with(self.twin, memo).eval()
 
     @property
     def theta(self) -> dict[str, Tensor]:

@@ -69,6 +69,16 @@ def weightless_twin(module: nn.Module) -> nn.Module:
     return twin.eval()
 
 
+def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy with other objects in the places of those in `memo`; shares what cannot be copied."""
+    try:
+        return _copied(module, dict(memo))
+    except Exception:  # some plain attribute: which one is only known by trying each
+        for submodule in module.modules():
+            _share_uncopyable(submodule, memo)
+        return _copied(module, memo)
+
+
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy`; `fully_shard` forbids it by giving a module another class, which the copy has not."""
     sharded = [submodule for submodule in module.modules() if isinstance(submodule, FSDPModule)]

@@ -184,3 +184,15 @@ def test_twin_is_rebuilt_when_the_parameters_have_changed():
 def test_function_of_something_else_is_refused():
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         ModelFunction.of(lambda x: x)
+
+
+def test_module_of_a_function_shares_parameters_and_survives_what_cannot_be_copied(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with (tmp_path / "log").open("w") as net.log:  # deepcopy refuses an open file
+        function = ModelFunction.of(net)
+        module = function.module()
+        assert module[0].weight.data_ptr() == net[0].weight.data_ptr()
+        assert not module[0].weight.requires_grad and not module.training and net.training
+        assert module[1].running_mean.data_ptr() != net[1].running_mean.data_ptr()
+        x = torch.randn(5, 3)
+        assert torch.equal(module(x), function(x))
