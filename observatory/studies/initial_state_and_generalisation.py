@@ -113,9 +113,10 @@ class InitialStateAndGeneralisation(Study):
         return _Kind(varied, first, loss)
 
     def _lowest(self, run: FinishedRun) -> float:
-        """
+        """The lowest value that the metric had in the run.
+
         Raises:
-            ValueError: if the metric was never logged.
+            ValueError: if it was never logged.
         """
         curves = read_metrics(run.folder)
         if self.loss not in curves:
