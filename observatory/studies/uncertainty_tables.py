@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 KEY = "data.init_args.name"
 COLOURS = {"PBP": "#8c8c8c", "DE": "#dd8452", "MCD": "#55a868"}
 OURS, CONSTANT = "#4c72b0", "#c44e52"
+LIKELIHOOD = {
+    "RMSE": ("rmse", 3), "NLL, one σ": ("constant/nll", 3), "NLL, σ(x)": ("nll", 3),
+    "NLL, ς² profiled": ("profiled/nll", 3), "NLL, + σ_n": ("additive/nll", 3),
+}  # fmt: skip
+OTHERS = {
+    "CRPS, one σ": ("constant/crps", 4), "CRPS, σ(x)": ("crps", 4), "90 % interval": ("coverage_90", 3),
+    "mean z²": ("mean_z2", 2), "ρ(|r|, σ)": ("spearman", 2), "its ceiling": ("spearman_ceiling", 2),
+}  # fmt: skip
 TITLE = "Last-layer error bars on tables"
 ROWS = "observatory/uncertainty/test_rows.npz"  # below the folder of a run
 
@@ -77,7 +85,12 @@ class UncertaintyTables(Study):
         verdict = Section(
             "Verdict", findings=[*_verdict(tables), *_published(tables)], panels=[_likelihood_panel(tables)]
         )
-        return Conclusion([verdict, _table(tables), *_beside(tables), _figures(tables)])
+        scores = [
+            _table(tables, "Log-likelihood", LIKELIHOOD),
+            *_beside(tables),
+            _table(tables, "Other scores", OTHERS),
+        ]
+        return Conclusion([verdict, *scores, _figures(tables)])
 
 
 def _error(values: Tensor) -> float:
@@ -102,15 +115,14 @@ def _verdict(tables: Sequence[_Table]) -> list[Finding]:
         kinds[kind].append(f"{table.name} ({gain:+.3f} ± {error:.3f} nat)")
     told = {
         "better": "σ(x) of the last layer beats one error bar for all inputs on",
-        "worse": "one error bar is better than σ(x) on",
-        "as good": "the two cannot be told apart on",
+        "worse": "One error bar is better than σ(x) on",
+        "as good": "The two cannot be told apart on",
     }
     found = [Finding(f"{told[kind]} {', '.join(names)}.") for kind, names in kinds.items() if names]
-    repaired = [
-        f"{table.name} ({table.mean('constant/nll') - table.mean('additive/nll'):+.3f})" for table in tables
-    ]
-    found.append(Finding(f"with σ² = α²s² + σ_n² the gain over one error bar is {', '.join(repaired)}."))
-    return found
+    repaired = ", ".join(
+        f"{t.mean('constant/nll') - t.mean('additive/nll'):+.3f} on {t.name}" for t in tables
+    )
+    return [*found, Finding(f"With σ² = α²s² + σ_n² the gain over one error bar is {repaired}.")]
 
 
 def _published(tables: Sequence[_Table]) -> list[Finding]:
@@ -126,7 +138,7 @@ def _published(tables: Sequence[_Table]) -> list[Finding]:
             losses = [name for name, gain in lower.items() if gain <= 0]
             found.append(
                 Finding(
-                    f"against {method} ({source}) the log-likelihood is better on "
+                    f"Against {method} ({source}) the log-likelihood is better on "
                     f"{', '.join(wins) or 'no table'} and worse on {', '.join(losses) or 'no table'}."
                 )
             )
@@ -139,19 +151,13 @@ def _pm(table: _Table, name: str, digits: int = 3) -> str:
     return f"{table.mean(name):.{digits}f}{tail}"
 
 
-def _table(tables: Sequence[_Table]) -> Section:
-    columns = {
-        "RMSE": ("rmse", 3), "NLL, one σ": ("constant/nll", 3), "NLL, σ(x)": ("nll", 3),
-        "NLL, ς² profiled": ("profiled/nll", 3), "NLL, + σ_n": ("additive/nll", 3),
-        "CRPS, one σ": ("constant/crps", 4), "CRPS, σ(x)": ("crps", 4), "90 % interval": ("coverage_90", 3),
-        "mean z²": ("mean_z2", 2), "ρ(|r|, σ)": ("spearman", 2), "its ceiling": ("spearman_ceiling", 2),
-    }  # fmt: skip
+def _table(tables: Sequence[_Table], title: str, columns: Mapping[str, tuple[str, int]]) -> Section:
     rows = [
         [t.name, str(len(t.metrics["nll"])), *(_pm(t, key, digits) for key, digits in columns.values())]
         for t in tables
     ]
-    text = "Test rows, in the target's own units and nat; mean ± standard error over splits."
-    return Section("Scores", text, header=["table", "splits", *columns], rows=rows)
+    text = "Test rows, in the target's own units and nat; mean ± standard error over n splits."
+    return Section(title, text, header=["table", "n", *columns], rows=rows)
 
 
 def _beside(tables: Sequence[_Table]) -> list[Section]:
@@ -192,7 +198,8 @@ def _likelihood_panel(tables: Sequence[_Table]) -> Panel:
     axis.set_yticks(range(len(tables)), [t.name for t in tables])
     axis.invert_yaxis()
     axis.set_xlabel("gain in log-likelihood per row over one error bar for all inputs (nat)")
-    axis.set_xscale("symlog", linthresh=0.1)
+    if max(abs(limit) for limit in axis.get_xlim()) > 1:
+        axis.set_xscale("symlog", linthresh=0.1)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return Panel(

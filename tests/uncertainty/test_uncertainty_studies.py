@@ -46,8 +46,8 @@ def test_tables_are_won_and_lost_by_paired_differences(tmp_path):
     told = [finding.text for finding in conclusion.findings]
     # differences 0.05, 0.06, 0.07, 0.08: mean 0.065, standard deviation 0.0129, over √4
     assert told[0].endswith("beats one error bar for all inputs on yacht (+0.065 ± 0.006 nat).")
-    assert told[1] == "one error bar is better than σ(x) on power (-0.065 ± 0.006 nat)."
-    assert told[2].startswith("the two cannot be told apart on mine (+0.000")
+    assert told[1] == "One error bar is better than σ(x) on power (-0.065 ± 0.006 nat)."
+    assert told[2].startswith("The two cannot be told apart on mine (+0.000")
     # 2.45 here against 1.634 ± 0.016 (PBP) on yacht and 2.837 on power
     assert any("better on power and worse on yacht" in text for text in told)
     page = tmp_path / "page.html"
