@@ -105,14 +105,12 @@ def find_last_layer(
     told = "; Linear layers in order of execution: " + (", ".join(n for n, *_ in calls) or "none")
     chosen = _named(root, name) if name is not None else calls[-1][1] if calls else None
     if chosen is None:
-        raise ValueError(
-            f"{type(root).__name__} executes no nn.Linear{told}; other kinds need LastLayerJacobian"
-        )
+        raise ValueError(f"{type(root).__name__} executes no nn.Linear{told}; other heads need jacobian=True")
     heard = [(n, out) for n, module, out in calls if module is chosen]
     if not heard:
         raise ValueError(f"last_layer={name!r} is not executed by a forward pass as nn.Linear{told}")
     label, output = heard[-1]
-    if not _same(returned, output if pool is None else pool(output)):
+    if not same_output(returned, output if pool is None else pool(output)):
         raise ValueError(
             f"the network returns {_described(returned)}, which is not the output of {label!r}"
             f"{' pooled by pool=' if pool is not None else ' up to its shape'}: what follows it is not seen. "
@@ -147,12 +145,12 @@ def _named(root: nn.Module, name: str | nn.Module) -> nn.Linear:
         what = "no submodule" if found is None else f"a {type(found).__name__}"
         raise ValueError(
             f"last_layer={name!r} is {what}; Linear layers are {', '.join(linear) or 'none'}. "
-            "Use LastLayerJacobian for other kinds"
+            "Other heads need jacobian=True"
         )
     return found
 
 
-def _same(returned: Any, output: Tensor) -> bool:
+def same_output(returned: Any, output: Tensor) -> bool:
     """Equal up to reshaping; pooling rounds."""
     if not isinstance(returned, Tensor) or returned.numel() != output.numel():
         return False

@@ -18,6 +18,7 @@ from observatory.looking import Forward, Output
 from observatory.looking.probe import split_batch
 from observatory.looking.ranks import all_reduce_sum, warn, world_size
 from observatory.uncertainty.accumulators import ACCUMULATORS, Accumulator
+from observatory.uncertainty.jacobian import JacobianHead, find_head
 from observatory.uncertainty.layer import LastLayer, Pool, find_last_layer
 from observatory.uncertainty.regulariser import fixed_reg
 from observatory.uncertainty.rigidity import Rigidity
@@ -49,6 +50,7 @@ class LastLayerPosterior(nn.Module):
         last_layer: the layer, or its name; default the nn.Linear executed last, if its output is the
             network's.
         pool: the linear map that follows it, from (rows ..., k) to (n, k), such as `lambda f: f.sum(1)`.
+        jacobian: take ∂ŷ/∂θ of the module `last_layer`, of whatever kind, as features (see `JacobianHead`).
         accumulator: "gram" sums f fᵀ; "sqrt" keeps its triangular root, with twice the digits, for d ≲ 512.
         accumulate_in: precision in which rows are multiplied; default their own.
         inputs, targets: parts of a batch; default its first and second.
@@ -63,6 +65,7 @@ class LastLayerPosterior(nn.Module):
         reg: float | str = "auto",
         last_layer: str | nn.Module | None = None,
         pool: Pool | None = None,
+        jacobian: bool = False,
         accumulator: Literal["gram", "sqrt"] = "gram",
         accumulate_in: torch.dtype | None = None,
         inputs: Callable[[Any], Any] | None = None,
@@ -77,7 +80,7 @@ class LastLayerPosterior(nn.Module):
             raise ValueError(f"reg is the number ς² ≥ 0 added to the diagonal, got {reg}")
         self.model, self.requested_reg, self.kind = model, reg, accumulator
         self.accumulate_in = accumulate_in
-        self._last_layer, self._pool = last_layer, pool
+        self._last_layer, self._pool, self._jacobian = last_layer, pool, jacobian
         self._inputs, self._targets, self._forward, self._output = inputs, targets, forward, output
         self.layer: LastLayer | None = None
         self.gram: Accumulator | None = None
@@ -178,7 +181,9 @@ class LastLayerPosterior(nn.Module):
 
     def _heard(self, x: Any) -> tuple[Tensor, Tensor]:
         """Output as returned, and what went into the last layer."""
-        if self.layer is None:
+        if self.layer is None and self._jacobian:
+            self.layer = find_head(self.model, lambda: self._call(x), self._last_layer)
+        elif self.layer is None:
             self.layer = find_last_layer(
                 self.model, lambda: self._call(x), name=self._last_layer, pool=self._pool
             )
@@ -236,14 +241,16 @@ class LastLayerPosterior(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         layer = None if self.layer is None else self.layer.name
-        return {"layer": layer, "kind": self.kind, "reg": self.requested_reg}
+        jacobian = self._jacobian
+        return {"layer": layer, "jacobian": jacobian, "kind": self.kind, "reg": self.requested_reg}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.kind, self.requested_reg = state["kind"], state["reg"]
         if state["layer"] is not None:
-            module = dict(self.model.named_modules())[state["layer"]]
-            assert isinstance(module, nn.Linear)
-            self.layer = LastLayer(state["layer"], module, self._pool)
+            module: Any = dict(self.model.named_modules())[state["layer"]]
+            self._jacobian = state["jacobian"]
+            kind = JacobianHead if self._jacobian else LastLayer
+            self.layer = kind(state["layer"], module, self._pool)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """Make room for what was fitted before it is loaded."""

@@ -123,3 +123,39 @@ def test_half_precision_networks_are_raised():
     assert gp.raw_variance(x).sum().item() == pytest.approx(
         exact.raw_variance(x.to(DOUBLE)).sum().item(), rel=0.02
     )
+
+
+def test_gradients_of_a_linear_head_are_its_features():
+    x, y = table(50)
+    usual = LastLayerGP(mlp(), reg=0.3).fit(loader(x, y))
+    general = LastLayerGP(mlp(), reg=0.3, last_layer="2", jacobian=True).fit(loader(x, y))
+    assert general.layer.width == 26 and int(general.gram.rows) == 100
+    raw = general.raw_variance(x).view(50, 2)
+    torch.testing.assert_close(raw, usual.raw_variance(x)[:, None].expand(50, 2), rtol=1e-9, atol=0)
+    covariance = general.calibrate(loader(x, y)).covariance(x[:1], x[:1])[..., 0]
+    assert covariance[0, 1].abs().item() < 1e-12 * covariance[0, 0].item()
+
+
+def test_convolutional_head_has_error_bars_of_every_pixel(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 2, 1)).double()
+    x = torch.randn(20, 1, 4, 4, dtype=DOUBLE)
+    y = torch.randn(20, 2, 4, 4, dtype=DOUBLE)
+    gp = LastLayerGP(model, reg=0.3, last_layer="2", jacobian=True).fit(loader(x, y)).calibrate(loader(x, y))
+    prediction = gp.predict(x[:3])
+    assert prediction.std.shape == prediction.mean.shape == (3, 2, 4, 4)
+    hidden = model[:2](x).movedim(1, -1).reshape(-1, 6)  # a 1 × 1 convolution is a Linear at every pixel
+    f = torch.cat([hidden, torch.ones(len(hidden), 1, dtype=DOUBLE)], 1).detach()
+    a = f.mT @ f + 0.3 * torch.eye(7, dtype=DOUBLE)
+    expected = (f * torch.linalg.solve(a, f.mT).mT).sum(1).view(20, 4, 4)[:3, None].expand(3, 2, 4, 4)
+    torch.testing.assert_close(prediction.std.square() / gp.alpha**2, expected, rtol=1e-9, atol=0)
+    torch.save(gp.state_dict(), tmp_path / "state.pt")
+    fresh = LastLayerGP(model)
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(fresh.predict(x[:3]).std, prediction.std)
+    with pytest.raises(ValueError, match="there is no ensemble to draw"):
+        gp.sample(3)
+    with pytest.raises(ValueError, match="needs the head as last_layer=; None is no submodule"):
+        LastLayerGP(model, jacobian=True).fit(loader(x, y))
+    with pytest.raises(ValueError, match="does not return the output of '0'"):
+        LastLayerGP(model, last_layer="0", jacobian=True).fit(loader(x, y))
