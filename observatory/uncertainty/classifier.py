@@ -79,6 +79,7 @@ class LastLayerClassifier(LastLayerPosterior):
 
     def fit(self, loader: Any, **options: Any) -> LastLayerClassifier:
         self.curvature = None
+        self.scale.fill_(torch.nan if self.covariance == "shared" else 1.0)
         super().fit(loader, **options)
         return self
 

@@ -75,6 +75,8 @@ class LastLayerGP(LastLayerPosterior):
 
     def fit(self, loader: Any, **options: Any) -> LastLayerGP:
         self._moments = []
+        for name in FITTED:  # a scale fitted to other features would be wrong without a word
+            setattr(self, name, getattr(self, name).new_zeros(0))
         super().fit(loader, **options)
         return self
 

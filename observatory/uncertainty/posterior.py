@@ -117,7 +117,8 @@ class LastLayerPosterior(nn.Module):
         if total is None:
             self._check_count(loader, examples)
         else:
-            self.gram.scale(total / float(all_reduce_sum(torch.tensor(float(examples)))))
+            seen = all_reduce_sum(self.gram.weight.new_tensor(examples))
+            self.gram.scale(total / float(seen))
         self.factorise()
         return self
 

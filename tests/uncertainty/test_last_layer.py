@@ -84,6 +84,14 @@ def test_wrong_order_of_calls_is_explained():
         LastLayerGP(mlp()).factorise()
 
 
+def test_fitting_again_forgets_the_scale():
+    x, y = table(40)
+    gp = LastLayerGP(mlp()).fit(loader(x, y)).calibrate(loader(x, y))
+    gp.fit(loader(x, y))
+    with pytest.raises(RuntimeError, match="call calibrate"):
+        gp.predict(x)
+
+
 def test_bad_batches_are_named():
     x, y = table(40)
     bad = x.clone()
