@@ -7,6 +7,8 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from observatory.data import LangevinTrajectories, read_trajectories
 from observatory.physics.gle import (
@@ -135,8 +137,10 @@ def test_the_one_loop_extracts_and_a_checkpoint_holds_what_it_found(tmp_path):
         DoubleWell(2.0), [3.0, 5.0], [0.3, 2.0], dt=0.05, step=0.05, samples=4000, lanes=8
     )
     module = Iterate(RecordedKernel(0.05, 1.0, 100, resamples=20))
+    logger = TensorBoardLogger(tmp_path, name="", version="")
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=1, accelerator="cpu", logger=logger, log_every_n_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, data)
@@ -150,6 +154,8 @@ def test_the_one_loop_extracts_and_a_checkpoint_holds_what_it_found(tmp_path):
     again = Iterate(RecordedKernel(0.05, 1.0, 100))
     again.load_state_dict(torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"])
     torch.testing.assert_close(again.method.kernel.G_band.low, module.method.kernel.G_band.low)
+    events = EventAccumulator(str(tmp_path), {"images": 0}).Reload()
+    assert events.Tags()["images"] == ["memory_kernel"]
     with pytest.raises(ValueError, match="no trajectories"):
         _ = RecordedKernel(0.05, 1.0, 100).kernel
 

@@ -99,6 +99,23 @@ def draw_random_force(kernel: MemoryKernel, force: Tensor) -> Figure:
     return figure
 
 
+def draw_matched(dt: float, data: Tensor, model: Tensor) -> Figure:
+    """C_vv, C_xx and C_xU' of data and of the simulation that fits them, each (3, lags)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+    t = dt * torch.arange(data.shape[-1])
+    names = ("C_vv(t)/C_vv(0)", "C_xx(t)/C_xx(0)", "C_xU'(t)/C_xU'(0)")
+    for axis, name, ours, theirs in zip(figure.subplots(1, 3), names, model, data, strict=True):
+        axis.plot(t, theirs / theirs[0], "o", ms=3, color=OURS, label="data")
+        axis.plot(t, ours / theirs[0], color=FIT, lw=1.2, label="simulation")
+        axis.axhline(0, color="0.8", lw=0.8)
+        axis.set(xlabel="time t", ylabel=name)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
 def _single(width: float, height: float):  # type: ignore[no-untyped-def]
     from matplotlib.figure import Figure
 

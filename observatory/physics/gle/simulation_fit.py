@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from observatory.physics.gle.kernels import ExponentialKernel, exponential_kerne
 from observatory.physics.gle.matching import matched_correlations, mismatch
 from observatory.physics.gle.potentials import Potential, free_energy
 from observatory.physics.gle.simulation import simulate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPEATS = 8  # independent simulations at the optimum: the noise of the loss
 SMALLEST = 1e-12  # added to a loss before its logarithm is taken
@@ -164,6 +167,12 @@ class SimulationFit(nn.Module):
             if int(self.count) >= min(self.initial, self.budget):
                 self._conclude(U)
         return self._scalars()
+
+    def figures(self) -> dict[str, Figure]:
+        """What TensorBoard shows: the correlations of the data and of the incumbent."""
+        from observatory.physics.gle.memory_figures import draw_matched
+
+        return {"matched_correlations": draw_matched(self.dt, self.target.cpu(), self.matched.cpu())}
 
     def _prepare(self, x: Tensor) -> Potential:
         if self._U is None:
