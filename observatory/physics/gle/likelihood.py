@@ -72,8 +72,8 @@ def whittle_fit(
         dt: Δt.
         kT: thermal energy.
         terms: n exponentials.
-        masses: at which starts are made and the profile is taken; default 17 between 1/30 and 30 times
-            kT over the mean square of the half-step velocity times a tenth.
+        masses: at which starts are made and the profile is taken; default 11 between 1/100 and 3 times kT
+            over the mean square of the half-step velocity.
         stiffness: k; default kT over the variance of the data.
     """
     x = x.reshape(-1, x.shape[-1]).double()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from observatory.physics.gle.direct_fit import KernelFit, fit_exponentials
 from observatory.physics.gle.estimators import positions_of
-from observatory.physics.gle.extraction import Equation, extract_kernel
+from observatory.physics.gle.extraction import extract_kernel
 from observatory.physics.gle.force import random_force
 from observatory.physics.gle.kernels import exponential_kernel
 from observatory.physics.gle.potentials import Potential
@@ -34,7 +34,6 @@ class RecordedKernel(nn.Module):
         lags: of the kernel, from 0, counted in steps of `thin` Δt.
         thin: take every `thin`-th point.
         potential: U, or the free energy of the data.
-        equation: see `extract_kernel`.
         bins: of the histogram behind the free energy.
         terms: exponentials fitted to G.
         resamples: for the bands.
@@ -49,7 +48,6 @@ class RecordedKernel(nn.Module):
         *,
         thin: int = 1,
         potential: Potential | Literal["free_energy"] = "free_energy",
-        equation: Equation = "integrated",
         bins: int = 100,
         terms: int = 2,
         resamples: int = 200,
@@ -59,8 +57,7 @@ class RecordedKernel(nn.Module):
         if thin < 1:
             raise ValueError(f"thin must be at least 1, got {thin}")
         self.dt, self.kT, self.lags, self.thin, self.potential = dt, kT, lags, thin, potential
-        self.equation, self.bins, self.terms = equation, bins, terms
-        self.resamples, self.seed = resamples, seed
+        self.bins, self.terms, self.resamples, self.seed = bins, terms, resamples, seed
         self._found: dict[str, Tensor] = {}
 
     def advance(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
@@ -73,34 +70,22 @@ class RecordedKernel(nn.Module):
             self.kT,
             n_lags=self.lags,
             potential=self.potential,
-            equation=self.equation,
             bins=self.bins,
             resamples=self.resamples,
             generator=torch.Generator().manual_seed(self.seed),
         )
         fit = fit_exponentials(kernel.t, kernel.G, self.terms)
-        force = random_force(
-            x, kernel.G, dt, self.kT, kernel.free_energy, kernel.apparent_mass
-        ) if x.shape[-1] > 2 * self.lags else None  # fmt: skip
         self._found = kernel.arrays() | {
             "fit_gamma": fit.kernel.gamma.cpu(),
             "fit_tau": fit.kernel.tau.cpu(),
             "fit_log_error": fit.log_error,
             "fit_residual": torch.tensor(fit.residual, dtype=torch.float64),
         }
-        if force is not None:
+        if x.shape[-1] > 2 * self.lags:
+            force = random_force(x, kernel.G, dt, self.kT, kernel.free_energy, kernel.apparent_mass)
             self._found["force_autocorrelation"] = force.autocorrelation[:FORCE_LAGS].cpu()
             self._found["force_kurtosis"] = force.excess_kurtosis.cpu()
-        return {
-            "friction": float(kernel.friction),
-            "memory_time": float(kernel.memory_time),
-            "mass": float(kernel.mass),
-            "apparent_mass": float(kernel.apparent_mass),
-            "virial_ratio": float(kernel.virial_ratio),
-            "fit_friction": float(fit.kernel.friction()),
-            "fit_memory_time": float(fit.kernel.memory_time()),
-            "fit_residual": fit.residual,
-        }
+        return _summary(kernel, fit)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return self._found
@@ -122,6 +107,19 @@ class RecordedKernel(nn.Module):
         from observatory.physics.gle.figures import overview
 
         return {"memory_kernel": overview(self.kernel)}
+
+
+def _summary(kernel: MemoryKernel, fit: KernelFit) -> dict[str, float]:
+    return {
+        "friction": float(kernel.friction),
+        "memory_time": float(kernel.memory_time),
+        "mass": float(kernel.mass),
+        "apparent_mass": float(kernel.apparent_mass),
+        "virial_ratio": float(kernel.virial_ratio),
+        "fit_friction": float(fit.kernel.friction()),
+        "fit_memory_time": float(fit.kernel.memory_time()),
+        "fit_residual": fit.residual,
+    }
 
 
 def recorded_kernel(found: Mapping[str, Tensor]) -> MemoryKernel:
