@@ -6,6 +6,7 @@ if __name__ == "callbacks":  # a second copy of every class would make isinstanc
 from observatory.callbacks.collective_variables import CollectiveVariables
 from observatory.callbacks.fisher_information import FisherInformation
 from observatory.callbacks.last_layer_uncertainty import LastLayerUncertainty
+from observatory.callbacks.layer_dimensionality import LayerDimensionality
 from observatory.callbacks.observatory import Observatory
 from observatory.callbacks.stage_checkpoint import StageCheckpoint
 from observatory.callbacks.trace_controlled import TraceControlledLearningRate
@@ -15,6 +16,7 @@ __all__ = [
     "CollectiveVariables",
     "FisherInformation",
     "LastLayerUncertainty",
+    "LayerDimensionality",
     "Observatory",
     "StageCheckpoint",
     "TraceControlledLearningRate",

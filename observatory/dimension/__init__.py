@@ -8,6 +8,7 @@ from observatory.dimension.correlation import (
     neighbours_within,
 )
 from observatory.dimension.focusing import lorenz_curve
+from observatory.dimension.instrument import LayerDimensionality
 from observatory.dimension.local import combined, inverse_dimensions, levina_bickel
 from observatory.dimension.neighbourhoods import class_purity, local_pca_dimension
 from observatory.dimension.neighbours import Neighbours, nearest_neighbours
@@ -32,6 +33,7 @@ __all__ = [
     "BlockDimension",
     "CorrelationIntegral",
     "Dimension",
+    "LayerDimensionality",
     "LayerProfile",
     "LinearDimension",
     "Neighbours",

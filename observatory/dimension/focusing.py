@@ -13,7 +13,11 @@ from observatory.dimension.strengths import Power, in_strengths, node_difference
 from observatory.dimension.structure import Structure, WeightLayer
 
 CURVE = 33  # points of the curve of sorted shares
-MEASURES = ("focusing", "effective_nodes", "gini", "nodes_for_90", "dead")
+MEASURES = {  # of the shares of nodes in paths, in the weights that come in, and in those that leave
+    "path": ("focusing", "effective_nodes", "entropy_nodes", "gini", "nodes_for_90", "dead"),
+    "in": ("focusing", "effective_nodes"),
+    "out": ("focusing", "effective_nodes"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +105,14 @@ def _of_layer(
     gated: list[NodeShares] | None,
     nan: Tensor,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    row = {f"{side}_{name}": nan for side in ("path", "in", "out") for name in MEASURES}
-    row |= {"nodes": nan, "active_path_focusing": nan, "product_focusing": nan, "imbalance": nan}
+    row = {f"{side}_{name}": nan for side, names in MEASURES.items() for name in names}
+    row |= {
+        "nodes": nan,
+        "active_path_focusing": nan,
+        "product_focusing": nan,
+        "imbalance": nan,
+        "strength": nan,
+    }
     row |= {"in_nodes_at_random": nan, "out_nodes_at_random": nan, "share_curve": nan.expand(CURVE)}
     if number is None:
         return row, nan.new_empty(0)
@@ -130,12 +140,12 @@ def _of_layer(
     if not _alone(structure, number, follower):
         return row, nan.new_empty(0)
     difference, size = _difference(layer, after)
-    row["imbalance"] = difference.norm() / size
+    row |= {"imbalance": difference.norm() / size, "strength": size}
     return row, difference
 
 
 def _measures(side: str, shares: NodeShares) -> dict[str, Tensor]:
-    return {f"{side}_{name}": getattr(shares, name).to(shares.shares.dtype) for name in MEASURES}
+    return {f"{side}_{name}": getattr(shares, name).to(shares.shares.dtype) for name in MEASURES[side]}
 
 
 def _alone(structure: Structure, number: int, follower: int) -> bool:

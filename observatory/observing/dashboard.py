@@ -63,17 +63,17 @@ class Dashboard:
 
 
 def scalars_of(instrument: Instrument, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """The scalars of a look by tag, `<name>/<quantity>` or `<name>/<quantity>/<layer>`."""
+    """The scalars of a look by tag, `<name>/<quantity>` or `<name>/<quantity>/<layer>` (or weight)."""
     quantities, coordinates = instrument.quantities(), instrument.coordinates()
     scalars: dict[str, float] = {}
     for key, value in values.items():
         tag = f"{instrument.name}/{key}"
         if value.ndim == 0:
             scalars[tag] = float(value)
-        elif quantities[key].dims == ("layer",) and len(coordinates.get("layer", ())) == len(value):
-            scalars |= {
-                f"{tag}/{layer}": x for layer, x in zip(coordinates["layer"], value.tolist(), strict=True)
-            }
+        elif quantities[key].dims in (("layer",), ("weight",)):
+            names = coordinates.get(quantities[key].dims[0], ())
+            if len(names) == len(value):
+                scalars |= {f"{tag}/{name}": x for name, x in zip(names, value.tolist(), strict=True)}
     return scalars
 
 
