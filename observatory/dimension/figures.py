@@ -112,6 +112,8 @@ def map_panel(looks: Sequence[Values], steps: Sequence[int], layers: Sequence[st
 
 def scale_panel(looks: Sequence[Values], steps: Sequence[int], layers: Sequence[str]) -> Panel:
     """Dimension against scale, one curve per layer."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _figure(1, len(looks), (4.6 * len(looks), 3.6), sharey=True)
     for k, (axis, look) in enumerate(zip(axes, looks, strict=True)):
         for curve, error, scale, colour in zip(
@@ -120,6 +122,9 @@ def scale_panel(looks: Sequence[Values], steps: Sequence[int], layers: Sequence[
             axis.errorbar(scale, curve, error, fmt="o-", ms=3, lw=1, color=colour)
         if np.isfinite(look["gride_scale"]).any() and (look["gride_scale"] > 0).any():
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("mean distance to the n₁-th neighbour")
         if len(looks) > 1:
             axis.set_title(f"step {steps[k]}", fontsize=10)

@@ -42,6 +42,7 @@ def orders_panel(run: Run) -> Panel | None:
     axis.axhspan(0, quantile, color="0.9", lw=0, label="95 % of noise")
     axis.axhline(mean, color="0.5", ls=":", lw=1, label="mean of noise")
     axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(left=-0.2)
     axis.set(xlabel="optimizer step", ylabel="staggered order m", ylim=(0, 1.02))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
