@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import Unpack
 
-from observatory import ntk
+from observatory import dimension, ntk
 from observatory.callbacks.callback import ObservingCallback
 from observatory.callbacks.options import WatchingOptions
 
@@ -17,4 +17,4 @@ class Observatory(ObservingCallback):
     """
 
     def __init__(self, **options: Unpack[WatchingOptions]) -> None:
-        super().__init__([ntk.CollectiveVariables()], **options)
+        super().__init__([ntk.CollectiveVariables(), dimension.LayerDimensionality(probe=1000)], **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,11 +77,11 @@ def representations(
         structure: of the network.
         activation: before or after the nonlinearity.
         pool: "mean" averages over positions, "none" takes each position of each channel as a unit.
-        max_features: of more units, as many are drawn, always the same ones.
+        max_features: of more units, as many are drawn, always the same ones; not where channels are averaged.
         kept_bytes: of the representations that are held at a time, those of one layer at least.
     """
     waiting = [(_place(layer, structure, activation), layer) for layer in layers]
-    recorder = _Recorder(pool, max_features)
+    recorder = _Recorder(pool, sys.maxsize if pool == "mean" else max_features)
     few = tree_map(lambda leaf: leaf[:TRACED] if isinstance(leaf, Tensor) else leaf, inputs)
     trial = recorder.record(function, few, [place for place, _ in waiting])
     size = next(len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
@@ -94,7 +95,8 @@ def representations(
             held.append(place)
         found = recorder.record(function, inputs, held)
         for place, layer in waiting[: len(held)]:
-            yield layer, found.pop(place)
+            h = found.pop(place)
+            yield layer, _of_channels(h, structure, layer) if pool == "mean" else h
         waiting = waiting[len(held) :]
 
 
@@ -103,6 +105,14 @@ def _place(layer: HiddenLayer, structure: Structure, activation: Activation) -> 
         return "at", layer.module
     follower = structure.follower(layer.number)
     return ("in", follower) if activation == "post" and follower is not None else ("out", layer.number)
+
+
+def _of_channels(h: Tensor, structure: Structure, layer: HiddenLayer) -> Tensor:
+    """Means over the positions of a convolution whose maps were flattened before the next layer."""
+    one = None if layer.number is None else structure.layers[layer.number - 1]
+    if one is None or one.weight.ndim == 2 or h.shape[1] % one.nodes:
+        return h
+    return h.unflatten(1, (one.nodes, -1)).mean(-1)
 
 
 def _bytes(trial: Tensor, size: int) -> int:
