@@ -3,14 +3,15 @@
     python benchmarks/dimension.py            N = 2000 and 10⁴, D = 784 and 20, one core
     python benchmarks/dimension.py --sizes 2000
 
-Times are minima of repeated runs, side by side in one process; peers are left out where scikit-dimension is not
-installed. The neighbour pass feeds all of our estimators: TwoNN in three variants, Levina-Bickel, Gride at six
-scales and the correlation dimension. Memory is the growth of the peak of a process of its own.
+Times are minima of repeated runs, side by side in one process; peers are left out where scikit-dimension is
+not installed. The neighbour pass feeds all of our estimators: TwoNN in three variants, Levina-Bickel, Gride at
+six scales and the correlation dimension. Memory is the growth of the peak of a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import time
@@ -110,7 +111,7 @@ def estimators(n: int, d: int, repeats: int) -> None:
 def look(threads: int) -> None:
     """A profile of ten hidden layers of 256."""
     widths = [784, *[256] * 10, 10]
-    layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
     network, x = nn.Sequential(*layers[:-1]), torch.randn(2000, 784)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

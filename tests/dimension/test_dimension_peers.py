@@ -53,6 +53,23 @@ def test_dimensions_are_those_of_scikit_dimension_and_dadapy(name):
     np.testing.assert_allclose((curve.near + curve.far) / 2, theirs["dadapy_gride_scale"], rtol=1e-6)
 
 
+def test_dimensions_are_those_of_an_installed_scikit_dimension(generator):
+    skdim = pytest.importorskip("skdim.id", reason="scikit-dimension is not installed (extra: peers)")
+    x = torch.randn(400, 12, generator=generator, dtype=torch.float64).cumsum(1)
+    near, data = nearest_neighbours(x), x.numpy()
+    assert two_nn(near).value.item() == pytest.approx(skdim.TwoNN().fit(data).dimension_, rel=1e-6)
+    mle = skdim.MLE(n_neighbors=20, comb="mle").fit(data).dimension_
+    assert levina_bickel(near).value.item() == pytest.approx(mle, rel=1e-6)
+    pairs = skdim.CorrInt().fit(data).dimension_
+    assert correlation_dimension(near).value.item() == pytest.approx(pairs, rel=1e-6)
+
+
+def test_duplicates_do_not_disturb_as_they_disturb_the_peers(generator):
+    x = torch.randn(400, 5, generator=generator, dtype=torch.float64)
+    for found in (two_nn(torch.cat([x, x])), levina_bickel(torch.cat([x, x]))):
+        assert found.dropped == 400 and 4 < found.value < 6
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "tail"), [("pareto_1.5", (300, 200), 1.5), ("pareto_2.5", (200, 400), 2.5)]
 )
