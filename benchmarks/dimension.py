@@ -4,7 +4,7 @@
     python benchmarks/dimension.py --sizes 2000
 
 Times are minima of repeated runs, side by side in one process; peers are left out where scikit-dimension is
-not installed. The neighbour pass feeds all of our estimators: TwoNN in three variants, Levina-Bickel, Gride at
+not installed. The neighbour pass feeds all of our estimators: three TwoNN, Levina-Bickel, Gride at
 six scales and the correlation dimension. Memory is the growth of the peak of a process of its own.
 """
 
