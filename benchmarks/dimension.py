@@ -73,8 +73,8 @@ def peers(x: Tensor) -> Mapping[str, Callable[[], object]]:
     data = x.numpy()
     return {
         "TwoNN": lambda: skdim.TwoNN().fit(data).dimension_,
-        "MLE": lambda: skdim.MLE(n_neighbors=20, comb="mle").fit(data).dimension_,
-        "GRIDE": lambda: skdim.GRIDE(range_max=64).fit(data).dimension_,
+        "MLE": lambda: skdim.MLE().fit(data, n_neighbors=20, comb="mle").dimension_,
+        "GRIDE": lambda: skdim.GRIDE(multiscale=True, range_max=64).fit(data).dimension_,
         "CorrInt": lambda: skdim.CorrInt().fit(data).dimension_,
     }
 

@@ -58,8 +58,10 @@ def test_dimensions_are_those_of_an_installed_scikit_dimension(generator):
     x = torch.randn(400, 12, generator=generator, dtype=torch.float64).cumsum(1)
     near, data = nearest_neighbours(x), x.numpy()
     assert two_nn(near).value.item() == pytest.approx(skdim.TwoNN().fit(data).dimension_, rel=1e-6)
-    mle = skdim.MLE(n_neighbors=20, comb="mle").fit(data).dimension_
+    mle = skdim.MLE().fit(data, n_neighbors=20, comb="mle").dimension_
     assert levina_bickel(near).value.item() == pytest.approx(mle, rel=1e-6)
+    scale = skdim.GRIDE().fit(data).dimension_
+    assert gride(near).value.item() == pytest.approx(scale, rel=1e-6)
     pairs = skdim.CorrInt().fit(data).dimension_
     assert correlation_dimension(near).value.item() == pytest.approx(pairs, rel=1e-6)
 
