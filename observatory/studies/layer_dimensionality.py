@@ -259,7 +259,7 @@ def _orders_panel(found: Sequence[_Condition]) -> Panel:
     for k, size in enumerate(found[0].profiles.values()):
         mean, quantile = null_staggered(size)
         axis.fill_between([k - 0.45, k + 0.45], 0, quantile, color="0.92", lw=0, zorder=0)
-        axis.hlines(mean, k - 0.45, k + 0.45, color="0.5", ls=":", lw=1, label=None if k else "mean of noise")
+        axis.hlines(mean, k - 0.45, k + 0.45, color="0.5", ls=":", lw=1, label="_" if k else "mean of noise")
     axis.set_xticks(range(len(names)), [LABELS.get(name, name) for name in names])
     axis.set(ylabel="staggered order m", ylim=(0, 1.02))
     _bare(axis)
