@@ -44,9 +44,7 @@ class ConvolutionFactors(SiteFactors):
         if self.groups > 1:
             yield self.unbiased
             return
-        windows = (
-            self._rows
-        )  # (n, r, *pixels but the last, sites along the last, last kernel axis · channels)
+        windows = self._rows
         for offsets in product(*(range(k) for k in self.kernel[:-1])):
             at = [
                 slice(d * k, d * k + s * (count - 1) + 1, s)
@@ -57,6 +55,7 @@ class ConvolutionFactors(SiteFactors):
 
     @cached_property
     def _rows(self) -> Tensor:
+        """(n, r, *pixels but the last, sites along the last, last kernel axis · channels)"""
         last = len(self.kernel) - 1
         x, (n, r) = self._padded(slice(None))
         x = self._windows(x, last).movedim(-1, -2)  # (n·r, *pixels, sites, kernel, channels)
