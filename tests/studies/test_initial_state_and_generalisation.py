@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from finished import drawn, finished_run, text_of
 from scipy.stats import pearsonr, spearmanr
 
 from observatory.data import Digits
+from observatory.running import run_experiment
 from observatory.studies import FinishedRun, InitialStateAndGeneralisation
-from observatory.studies.initial_state_and_generalisation import DRAW, SEED, SELECTION
+from observatory.studies.initial_state_and_generalisation import DRAW, SEED, SELECTION, VARIED
 from observatory.studies.selected_digits import SelectedDigits
 
 M = 40
@@ -125,3 +127,16 @@ def test_selected_digits_are_some_of_the_training_examples(selection):
 def test_selected_digits_know_two_selections():
     with pytest.raises(ValueError, match="'random' or 'novelty'"):
         SelectedDigits(selection="best")
+
+
+@pytest.mark.slow
+def test_shipped_experiment_compares_all_kinds(tmp_path):
+    """The smoke setting from the file to the page; runs on other data are trained in one stack."""
+    assert run_experiment("initial_state_and_generalisation", quick=True, output=tmp_path) == 0
+    content = json.loads((tmp_path / "initial_state_and_generalisation-quick/conclusion.json").read_text())
+    table = content["tables"]["The runs"]
+    assert [row[:2] for row in table[1:]] == [[varied, "5"] for varied in VARIED]
+    random, novel = (float(table[k][2].split(" ")[0]) for k in (2, 3))
+    assert novel > random  # novel examples are more different from each other: the kernel has more directions
+    losses = [float(row[4].split(" ")[0]) for row in table[1:]]
+    assert all(0 < loss < np.log(10) for loss in losses)  # better than guessing
