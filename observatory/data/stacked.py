@@ -87,6 +87,8 @@ class StackedData(LightningDataModule):
         for member in members:
             if not isinstance(member, TensorData):
                 return f"{type(member).__name__} is not held in memory as tensors"
+            if type(member).train_dataloader is not TensorData.train_dataloader:
+                return f"{type(member).__name__} has batches of its own making"
         sizes = sorted({member.batch_size for member in members})  # type: ignore[attr-defined]
         if len(sizes) > 1:
             return f"the batch sizes differ: {', '.join(map(str, sizes))}"

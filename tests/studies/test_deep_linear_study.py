@@ -10,6 +10,7 @@ import pytest
 import torch
 from finished import drawn, finished_run, text_of
 
+from observatory.data import StackedData
 from observatory.ntk import empirical_ntk
 from observatory.running import run_experiment
 from observatory.solvable.deep_linear import half_times, mode_strengths
@@ -76,6 +77,11 @@ def test_network_and_data_are_the_closed_forms():
     torch.testing.assert_close(torch.linalg.svdvals(y), TARGETS, rtol=1e-6, atol=0)
     batches = list(data.train_dataloader())
     assert len(batches) == 3 and all(torch.equal(batch[0], torch.eye(D)) for batch in batches)
+
+
+def test_runs_of_different_length_are_not_stacked():
+    """The loader of the map repeats its batch, which a stack of data sets would not."""
+    assert "batches of its own making" in StackedData.why_not([LinearMap(), LinearMap(steps_per_epoch=3)])
 
 
 def test_one_step_size_is_refused():
