@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from observatory.looking import Look, ModelFunction, Probe
 from observatory.numerics.curvature import ravel
 from observatory.solvable.online_regression import simulate_online_regression
-from observatory.weights import Landscape, flatness, principal_components
+from observatory.weights import Landscape, Lines, flatness, principal_components
 from observatory.weights.instrument import WeightFluctuations
 
 PCA = {
@@ -131,11 +131,9 @@ def landscapes(width: int, examples: int) -> None:
     results: dict[str, Tensor] = {}
 
     def ours() -> None:
-        landscape = Landscape(model, (x, y))
-        slopes, curvature = landscape.line_derivatives(directions)
-        found = flatness(
-            landscape, directions, slopes=slopes, curvature=curvature, scale=torch.full((20,), 1e-3)
-        )
+        lines = Lines(Landscape(model, (x, y)), directions)
+        slopes, curvature = lines.derivatives()
+        found = flatness(lines, slopes=slopes, curvature=curvature, scale=torch.full((20,), 1e-3))
         results["ours"] = torch.stack([curvature, found.width], 1)
 
     def theirs() -> None:

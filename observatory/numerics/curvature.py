@@ -23,8 +23,10 @@ def prepare_forward_mode() -> None:
 
 
 def lacks_forward_mode(error: Exception) -> bool:
-    """Whether an error says that an operation has no forward-mode derivative."""
-    return any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode"))
+    """Whether an error says that an operation has no forward-mode derivative, or none of a second one
+    (batch_norm raises "ZeroTensors are immutable", up to torch 2.13).
+    """
+    return any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode", "ZeroTensors"))
 
 
 def _warn_of_reverse_mode(error: Exception) -> None:

@@ -17,6 +17,7 @@ from observatory.weights.components import Components, centred_gram, principal_c
 from observatory.weights.drift import cosine_match, random_walk_fractions, sampling_band
 from observatory.weights.flatness import Flatness, flatness, quadratic_flatness
 from observatory.weights.landscape import Landscape
+from observatory.weights.lines import Lines
 from observatory.weights.noise import (
     SgdSetting,
     batch_sampling,
@@ -37,6 +38,7 @@ __all__ = [
     "FrequentDirections",
     "InverseRelation",
     "Landscape",
+    "Lines",
     "SgdSetting",
     "StationarityMonitor",
     "StreamingCovariance",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from observatory.weights.landscape import Landscape
+from observatory.weights.lines import Lines
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ def quadratic_flatness(loss: Tensor, slope: Tensor, curvature: Tensor) -> Tensor
 
 
 def flatness(
-    landscape: Landscape,
-    directions: Tensor,
+    lines: Lines,
     *,
     slopes: Tensor,
     curvature: Tensor,
@@ -43,8 +42,7 @@ def flatness(
     crossings within a factor 2 of each other are not told apart.
 
     Args:
-        landscape: about θ₀.
-        directions: p_i, (k, P).
+        lines: through θ₀ along p_i.
         slopes: p_i·∇L(θ₀), (k,).
         curvature: p_iᵀHp_i, (k,).
         scale: σ_i, (k,): 10σ is tried first where the curvature does not predict a crossing.
@@ -57,7 +55,7 @@ def flatness(
     Raises:
         ValueError: if the loss at θ₀ is not positive: then there is no factor e; use the curvature.
     """
-    base = landscape.value()
+    base = lines.landscape.value()
     if not bool(base > 0):
         raise ValueError(
             f"the flatness is undefined where the loss is {float(base):g}: it is the width at e times that "
@@ -69,8 +67,7 @@ def flatness(
         if not bool(active.any()):
             break
         rises = torch.full_like(search.s, torch.nan)
-        chosen = directions if bool(active.all()) else directions[active]
-        rises[active] = landscape.along(chosen, search.s[active] * search.sides) - base
+        rises[active] = lines.values(search.s[active] * search.sides, active) - base
         search.advance(rises)
     crossing = torch.where(search.found, search.s, torch.inf)
     left, right = -crossing[:, 0], crossing[:, 1]

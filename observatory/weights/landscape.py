@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from observatory.looking import Loss, ModelFunction
@@ -18,18 +18,16 @@ from observatory.numerics.curvature import (
     Theta,
     directional_derivatives,
     hessian_products,
-    lacks_forward_mode,
-    prepare_forward_mode,
     ravel,
     unravel,
 )
 from observatory.numerics.elementary import ElementaryLosses
-from observatory.weights.lines import StraightLine
+from observatory.weights.course import AnotherCourse, Course, OnCourse, record_course
 
 Batches = Iterable[tuple[Any, Any]]
 POINTS_BYTES = 2**28  # of weights or inputs of the points that are evaluated at once
 POINTS_ON_CPU = 10
-MANY_WEIGHTS = 2**19
+COURSES_BYTES = 2**28  # of what no chosen weight reaches
 
 
 class Landscape:
@@ -72,122 +70,99 @@ class Landscape:
         """θ₀, (P,)."""
         return ravel(self.theta)
 
+    @cached_property
+    def courses(self) -> list[Course | None]:
+        """Of each batch, what no chosen weight reaches; None beyond the memory for it."""
+        found: list[Course | None] = []
+        room = COURSES_BYTES
+        for inputs, _ in self.batches:
+            others = self.function.parameters, self.function.buffers, inputs
+            evaluate = partial(self.function, inputs, self.theta)
+            course = record_course(evaluate, self.theta, others) if room > 0 else None
+            room -= 0 if course is None else course.bytes
+            found.append(course if room >= 0 else None)
+        return found
+
     def value(self) -> Tensor:
         """L(θ₀), scalar, float64."""
-        return self.at(self.center[None])[0]
+
+        def evaluate(batch: int) -> Tensor:
+            inputs, targets = self.batches[batch]
+            return self.loss(self.function(inputs, self.theta), targets)
+
+        with torch.no_grad():
+            return self._mean(evaluate)
 
     def at(self, points: Tensor) -> Tensor:
         """L(θ) at points (k, P), shape (k,), float64."""
-        chunk, center = self._at_once(points.shape[1]), self.center
+        stacked = unravel(points.to(self.center), self.theta)
+        chunk = self.points_at_once(points.shape[1])
 
-        def one(theta: Theta, inputs: Any, targets: Any) -> Tensor:
-            return self.loss(self.function(inputs, theta), targets)
-
-        def evaluate(inputs: Any, targets: Any) -> Tensor:
-            stacked = unravel(points.to(center), self.theta)
+        def evaluate(batch: int) -> Tensor:
             with torch.no_grad():
-                return vmap(one, in_dims=(0, None, None), chunk_size=chunk)(stacked, inputs, targets)
+                return vmap(self._loss(batch), chunk_size=chunk)(stacked)
 
-        return self._mean(evaluate)
-
-    def along(self, directions: Tensor, distances: Tensor) -> Tensor:
-        """L(θ₀ + s_ij p_i) for directions (k, P) and distances s (k, m), shape (k, m), float64."""
-        chunk, center = self._at_once(directions.shape[1]), self.center
-        lines = unravel(directions.to(center), self.theta)
-        s = distances.to(center)
-
-        def one(direction: Theta, s: Tensor, inputs: Any, targets: Any) -> Tensor:
-            with StraightLine(self.theta, direction, s):
-                return self.loss(self.function(inputs, self.theta), targets)
-
-        points = vmap(one, in_dims=(None, 0, None, None))
-
-        def evaluate(inputs: Any, targets: Any) -> Tensor:
-            with torch.no_grad():
-                return vmap(points, in_dims=(0, 0, None, None), chunk_size=chunk)(lines, s, inputs, targets)
-
-        return self._mean(evaluate)
-
-    def line_derivatives(self, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes p_i·∇L and curvatures p_iᵀHp_i at θ₀, each (k,), float64.
-
-        From Hessian products, or for many weights by differentiating twice along each line, in forward mode
-        alone, which spares the gradients' size of work (2.3 times faster for P = 10⁶, slower below 2 · 10⁵).
-        """
-        if directions.shape[1] >= MANY_WEIGHTS:
-            try:
-                return self._line_derivatives(directions)
-            except (NotImplementedError, RuntimeError) as error:
-                if not lacks_forward_mode(error):
-                    raise
-        vectors = directions.double()
-        return vectors @ self.gradient(), (vectors * self.hessian_products(directions)).sum(1)
-
-    def _line_derivatives(self, directions: Tensor) -> tuple[Tensor, Tensor]:
-        chunk, center = self._at_once(directions.shape[1]), self.center
-        lines, zero, unit = (
-            unravel(directions.to(center), self.theta),
-            center.new_zeros(()),
-            center.new_ones(()),
-        )
-
-        def one(direction: Theta, inputs: Any, targets: Any) -> Tensor:
-            def value(s: Tensor) -> Tensor:
-                with StraightLine(self.theta, direction, s):
-                    return self.loss(self.function(inputs, self.theta), targets)
-
-            def slope(s: Tensor) -> Tensor:
-                return jvp(value, (s,), (unit,))[1]
-
-            return torch.stack(jvp(slope, (zero,), (unit,)))
-
-        prepare_forward_mode()
-        derive = vmap(one, in_dims=(0, None, None), chunk_size=chunk)
-        found = self._mean(lambda x, y: derive(lines, x, y))
-        return found[:, 0], found[:, 1]
+        return self.mean(evaluate)
 
     def gradient(self) -> Tensor:
         """∇L(θ₀), (P,), float64."""
-        return self._mean(
-            lambda inputs, targets: ravel(grad(lambda t: self._of(t, inputs, targets))(dict(self.theta)))
-        )
+        return self.mean(lambda batch: ravel(grad(self._loss(batch))(dict(self.theta))))
 
     def hessian_products(self, directions: Tensor) -> Tensor:
         """H p_i at θ₀ for directions (k, P), shape (k, P), float64."""
-        chunk = self._at_once(2 * directions.shape[1])
+        chunk = self.points_at_once(2 * directions.shape[1])
         vectors = directions.to(self.center)
-        return self._mean(
-            lambda inputs, targets: hessian_products(
-                lambda t: self._of(t, inputs, targets), self.theta, vectors, chunk_size=chunk
-            )
+        return self.mean(
+            lambda batch: hessian_products(self._loss(batch), self.theta, vectors, chunk_size=chunk)
         )
 
     def slopes(self, directions: Tensor) -> Tensor:
         """g_μ·p_i, the slope of each example's own loss along each direction, shape (N, k), float64."""
-        chunk = self._at_once(directions.shape[1])
+        chunk = self.points_at_once(directions.shape[1])
         vectors = directions.to(self.center)
 
-        def each(inputs: Any, targets: Any, theta: Theta) -> Tensor:
-            output = self.function(inputs, theta)
-            return vmap(lambda o, y: self.loss(o[None], tree_map(_unsqueezed, y)))(output, targets)
+        def each(batch: int, theta: Theta) -> Tensor:
+            targets = self.batches[batch][1]
+            one = vmap(lambda output, y: self.loss(output[None], tree_map(_unsqueezed, y)))
+            return one(self._output(batch, theta), targets)
 
-        slopes = [
-            directional_derivatives(partial(each, *batch), self.theta, vectors, chunk_size=chunk)
-            for batch in self.batches
-        ]
-        return torch.cat(slopes, dim=1).mT.double()
+        def slopes(batch: int) -> Tensor:
+            return directional_derivatives(partial(each, batch), self.theta, vectors, chunk_size=chunk)
 
-    def _of(self, theta: Theta, inputs: Any, targets: Any) -> Tensor:
-        return self.loss(self.function(inputs, theta), targets)
+        found = [self._on_course(slopes)(batch) for batch in range(len(self.batches))]
+        return torch.cat(found, dim=1).mT.double()
 
-    def _mean(self, evaluate: Callable[[Any, Any], Tensor]) -> Tensor:
-        """Mean over the batches, weighted by their numbers of examples, in float64."""
+    def _output(self, batch: int, theta: Theta) -> Tensor:
+        with OnCourse(self.courses[batch]):
+            return self.function(self.batches[batch][0], theta)
+
+    def _loss(self, batch: int) -> Callable[[Theta], Tensor]:
+        return lambda theta: self.loss(self._output(batch, theta), self.batches[batch][1])
+
+    def mean(self, evaluate: Callable[[int], Tensor]) -> Tensor:
+        """Mean of a function of the number of a batch, weighted with the batches' examples, in float64."""
+        return self._mean(self._on_course(evaluate))
+
+    def _mean(self, evaluate: Callable[[int], Tensor]) -> Tensor:
         total = cast(Tensor, 0.0)
-        for (inputs, targets), count in zip(self.batches, self.counts, strict=True):
-            total = total + evaluate(inputs, targets).double() * (count / self.samples)
+        for batch, count in enumerate(self.counts):
+            total = total + evaluate(batch).double() * (count / self.samples)
         return total
 
-    def _at_once(self, size: int) -> int:
+    def _on_course(self, evaluate: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+        """`evaluate`, once more without the course if the network leaves it."""
+        courses = self.courses  # recorded here, outside of the transforms in which they are used
+
+        def safely(batch: int) -> Tensor:
+            try:
+                return evaluate(batch)
+            except AnotherCourse:
+                courses[batch] = None
+                return evaluate(batch)
+
+        return safely
+
+    def points_at_once(self, size: int) -> int:
         """Points whose weights and activations (guessed from the inputs) fit into memory together."""
         largest = max(
             sum(leaf.numel() for leaf in tree_leaves(x) if isinstance(leaf, Tensor)) for x, _ in self.batches

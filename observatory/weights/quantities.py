@@ -11,6 +11,7 @@ from torch import Tensor
 from observatory.records import Quantity
 from observatory.weights.analysis import Fluctuations
 from observatory.weights.landscape import Landscape
+from observatory.weights.lines import Lines
 from observatory.weights.relation import InverseRelation
 
 PROFILES, POINTS = 4, 41  # loss profiles that are drawn, and points of each
@@ -138,7 +139,7 @@ def profiles(landscape: Landscape, directions: Tensor, left: Tensor, right: Tens
     ends = torch.where(ends.isfinite(), ends, ends.sign().nan_to_num(1.0))
     steps = torch.linspace(0, 1, POINTS, dtype=torch.float64, device=ends.device)
     s = 1.2 * (ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * steps)
-    values = landscape.along(directions[:count], s)
+    values = Lines(landscape, directions[:count]).values(s)
     return {
         "profile_distance": padded(s.mT, PROFILES, s).mT,
         "profile_loss": padded(values.mT, PROFILES, s).mT,

@@ -17,6 +17,7 @@ from observatory.weights.balance import (
 )
 from observatory.weights.flatness import Flatness, flatness
 from observatory.weights.landscape import Landscape
+from observatory.weights.lines import Lines
 from observatory.weights.noise import SgdSetting, noise_covariance
 
 
@@ -52,7 +53,7 @@ def survey(landscape: Landscape, directions: Tensor, scale: Tensor, *, s_max: fl
     hessian = vectors @ landscape.hessian_products(directions).mT
     hessian = (hessian + hessian.mT) / 2
     noise = noise_covariance(landscape, directions)
-    width = _flatness(landscape, directions, slope, hessian.diagonal(), scale, s_max)
+    width = _flatness(Lines(landscape, directions), slope, hessian.diagonal(), scale, s_max)
     return Terrain(width.loss, slope, hessian, noise, width.width, width.left, width.right)
 
 
@@ -62,14 +63,13 @@ def flatness_along(
     """Flatness alone, without the Hessian between directions and without the noise. Arguments as in
     `survey`.
     """
-    slope, curvature = landscape.line_derivatives(directions)
-    return _flatness(landscape, directions, slope, curvature, scale, s_max)
+    lines = Lines(landscape, directions)
+    slope, curvature = lines.derivatives()
+    return _flatness(lines, slope, curvature, scale, s_max)
 
 
-def _flatness(
-    landscape: Landscape, directions: Tensor, slope: Tensor, curvature: Tensor, scale: Tensor, s_max: float
-) -> Flatness:
-    loss = landscape.value()
+def _flatness(lines: Lines, slope: Tensor, curvature: Tensor, scale: Tensor, s_max: float) -> Flatness:
+    loss = lines.landscape.value()
     if not bool(loss > 0):
         warnings.warn(
             f"the loss at the centre is {float(loss):g}, so that no flatness is defined; use the curvature",
@@ -78,7 +78,7 @@ def _flatness(
         )
         unknown = torch.full_like(slope, torch.nan)
         return Flatness(unknown, unknown, unknown, loss)
-    return flatness(landscape, directions, slopes=slope, curvature=curvature, scale=scale, s_max=s_max)
+    return flatness(lines, slopes=slope, curvature=curvature, scale=scale, s_max=s_max)
 
 
 @dataclass(frozen=True)

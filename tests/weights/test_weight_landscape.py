@@ -12,6 +12,7 @@ from observatory.looking import ModelFunction
 from observatory.numerics.curvature import ravel
 from observatory.weights import (
     Landscape,
+    Lines,
     SgdSetting,
     batch_sampling,
     flatness,
@@ -66,12 +67,12 @@ def test_flatness_of_a_quadratic_has_the_closed_form():
     landscape = quadratic(curvature, slope)
     kappa, b = torch.tensor(curvature).double(), torch.tensor(slope).double()
     seen = flatness(
-        landscape, torch.eye(4).double(), slopes=b, curvature=kappa, scale=torch.ones(4), s_max=1e6
+        Lines(landscape, torch.eye(4).double()), slopes=b, curvature=kappa, scale=torch.ones(4), s_max=1e6
     )
     expected = quadratic_flatness(torch.tensor(0.3), b, kappa)
     assert seen.width.tolist() == pytest.approx(expected.tolist(), rel=1e-3)
     assert expected[0].item() == pytest.approx(2 * math.sqrt(2 * (math.e - 1) * 0.3 / 4))
-    values = landscape.along(torch.eye(4).double(), torch.stack([seen.left, seen.right], 1))
+    values = Lines(landscape, torch.eye(4).double()).values(torch.stack([seen.left, seen.right], 1))
     assert torch.allclose(values, torch.full_like(values, 0.3 * math.e), rtol=2e-3)  # F to 1e-3: L to 2e-3
 
 
@@ -80,8 +81,8 @@ def test_flatness_does_not_depend_on_the_first_guess(wrong):
     landscape = quadratic([1.0, 0.01], [0.0, 0.05])
     exact = quadratic_flatness(torch.tensor(0.3), torch.tensor([0.0, 0.05]), torch.tensor([1.0, 0.01]))
     seen = flatness(
-        landscape, torch.eye(2).double(), slopes=torch.tensor([0.0, 0.05]), curvature=torch.full((2,), wrong),
-        scale=torch.full((2,), 1e-3),
+        Lines(landscape, torch.eye(2).double()), slopes=torch.tensor([0.0, 0.05]),
+        curvature=torch.full((2,), wrong), scale=torch.full((2,), 1e-3),
     )  # fmt: skip
     assert seen.width.tolist() == pytest.approx(exact.tolist(), rel=1e-3)
 
@@ -99,7 +100,7 @@ def test_flatness_of_a_quartic_and_of_a_profile_that_never_rises_enough():
     landscape = Landscape(Quartic(), DATA, loss=mean_output)
     zero = torch.zeros(2).double()
     seen = flatness(
-        landscape, torch.eye(2).double(), slopes=zero, curvature=zero, scale=zero + 0.1, s_max=50.0
+        Lines(landscape, torch.eye(2).double()), slopes=zero, curvature=zero, scale=zero + 0.1, s_max=50.0
     )
     assert seen.width[0].item() == pytest.approx(2 * (math.e - 1) ** 0.25, rel=1e-3)
     assert seen.width[1].item() == math.inf
@@ -109,7 +110,9 @@ def test_flatness_of_a_quartic_and_of_a_profile_that_never_rises_enough():
 def test_flatness_is_refused_where_the_loss_is_not_positive(level):
     one = torch.ones(1).double()
     with pytest.raises(ValueError, match="use the curvature instead"):
-        flatness(quadratic([1.0], [0.0], level), one[:, None], slopes=0 * one, curvature=one, scale=one)
+        flatness(
+            Lines(quadratic([1.0], [0.0], level), one[:, None]), slopes=0 * one, curvature=one, scale=one
+        )
 
 
 def test_curvature_equals_the_dense_hessian(device, generator, monkeypatch):
@@ -124,9 +127,10 @@ def test_curvature_equals_the_dense_hessian(device, generator, monkeypatch):
     dense = torch.autograd.functional.hessian(loss, theta)
     directions = torch.randn(7, 42, generator=generator, dtype=torch.float64).to(device)
     products = landscape.hessian_products(directions)
-    for many in (2**19, 0):  # by Hessian products, and along the lines themselves
-        monkeypatch.setattr("observatory.weights.landscape.MANY_WEIGHTS", many)
-        slopes, curvature = landscape.line_derivatives(directions)
+    for room in (2**28, 0):  # with the slopes of the layer kept, and without
+        monkeypatch.setattr("observatory.weights.lines.SLOPES_BYTES", room)
+        lines = Lines(landscape, directions)
+        slopes, curvature = lines.derivatives()
         assert torch.allclose(slopes, directions @ landscape.gradient(), atol=1e-12)
         assert torch.allclose(curvature, (products * directions).sum(1), rtol=1e-10)
     expected = ((directions @ dense) * directions).sum(1)
@@ -136,7 +140,7 @@ def test_curvature_equals_the_dense_hessian(device, generator, monkeypatch):
     assert torch.allclose(landscape.at(points), torch.stack([loss(p) for p in points]).double(), rtol=1e-12)
     distances = torch.tensor([[0.1, -0.3]]).double().to(device).expand(7, 2)
     along = torch.stack([torch.stack([loss(theta + s * p) for s in (0.1, -0.3)]) for p in directions])
-    assert torch.allclose(landscape.along(directions, distances), along, rtol=1e-12)
+    assert torch.allclose(lines.values(distances), along, rtol=1e-12)
 
 
 def test_noise_covariance_equals_that_of_explicit_gradients(generator):
@@ -197,8 +201,7 @@ class Cubic(nn.Linear):
         return Cube.apply(super().forward(x))
 
 
-def test_networks_without_forward_mode_are_surveyed_in_reverse_mode(monkeypatch):
-    monkeypatch.setattr("observatory.weights.landscape.MANY_WEIGHTS", 0)
+def test_networks_without_forward_mode_are_surveyed_in_reverse_mode():
     torch.manual_seed(2)
     net, x, y = Cubic(3, 3).double(), torch.randn(20, 3).double(), torch.arange(20) % 3
     plain = ModelFunction.of(net, output=lambda out: out)
@@ -209,7 +212,7 @@ def test_networks_without_forward_mode_are_surveyed_in_reverse_mode(monkeypatch)
     )
     with pytest.warns(UserWarning, match="no forward-mode derivative"):
         seen = survey(Landscape(plain, (x, y)), *DIRECTIONS)
-        slope, curvature = Landscape(plain, (x, y)).line_derivatives(DIRECTIONS[0])
+        slope, curvature = Lines(Landscape(plain, (x, y)), DIRECTIONS[0]).derivatives()
     assert torch.allclose(seen.hessian, reference.hessian, atol=1e-10)
     assert torch.allclose(seen.noise, reference.noise, atol=1e-10)
     assert torch.allclose(seen.flatness, reference.flatness, rtol=1e-3)
@@ -267,10 +270,128 @@ def test_landscape_of_torchs_own_mean_squared_error(generator):
     net = nn.Linear(4, 1, bias=False)
     own = Landscape(ModelFunction.of(net), (x, y), loss=nn.MSELoss())
     half = Landscape(ModelFunction.of(net), (x, y))  # the likelihood's own: half the square
-    directions, distances = torch.eye(4), torch.tensor([[-1.0, 2.0]]).expand(4, 2)
+    own_lines, half_lines = Lines(own, torch.eye(4)), Lines(half, torch.eye(4))
+    distances = torch.tensor([[-1.0, 2.0]]).expand(4, 2)
     for seen, expected in zip(
-        (*own.line_derivatives(directions), own.along(directions, distances)),
-        (*half.line_derivatives(directions), half.along(directions, distances)),
+        (*own_lines.derivatives(), own_lines.values(distances)),
+        (*half_lines.derivatives(), half_lines.values(distances)),
         strict=True,
     ):
         torch.testing.assert_close(seen, 2 * expected, rtol=1e-5, atol=1e-6)
+
+
+class Branching(nn.Module):
+    """A prefix with a residual, an operation in place and a view; then the chosen layer, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.chosen, self.last = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.norm = nn.BatchNorm1d(6)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        hidden = self.norm(self.first(x))
+        torch.relu_(hidden)  # its return value is not used
+        halves = hidden.view(len(x), 2, 3).chunk(2, dim=1)
+        mixed = torch.cat(halves, 2).flatten(1)
+        return self.last(torch.tanh(self.chosen(torch.tanh(self.chosen(mixed)))) + hidden)
+
+
+@pytest.mark.parametrize("select", ["chosen", "chosen|last", "first", ".", "norm"])
+def test_what_the_chosen_weights_do_not_reach_is_taken_over(select, generator):
+    torch.manual_seed(3)
+    net, x, y = Branching().double(), torch.randn(30, 5).double(), torch.arange(30) % 3
+    model = ModelFunction.of(net, select=select)
+    landscape = Landscape(model, (x, y), batch_size=16)
+    size = landscape.center.numel()
+    directions = torch.randn(3, size, generator=generator, dtype=torch.float64)
+    lines, s = Lines(landscape, directions), torch.tensor([[0.0, 0.3, -1.0]]).double().expand(3, 3)
+    names = list(model.theta)
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(theta, [model.theta[name].numel() for name in names])
+        tensors = {name: part.view_as(model.theta[name]) for name, part in zip(names, parts, strict=True)}
+        return nn.functional.cross_entropy(torch.func.functional_call(net.eval(), tensors, (x,)), y)
+
+    center = landscape.center
+    expected = torch.stack([torch.stack([loss(center + t * p) for t in s[0]]) for p in directions])
+    assert torch.allclose(lines.values(s), expected, rtol=1e-12)
+    dense = torch.autograd.functional.hessian(loss, center)
+    assert torch.allclose(lines.derivatives()[1], ((directions @ dense) * directions).sum(1), rtol=1e-9)
+    assert torch.allclose(landscape.hessian_products(directions), directions @ dense, atol=1e-12)
+    (first, _) = landscape.courses
+    assert first is not None and len(first.layers) == {"chosen": 1, "chosen|last": 1, "first": 1, ".": 1}.get(
+        select, 0
+    )
+
+
+class Restless(nn.Linear):
+    """Calls one operation more every time."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Restless.calls += 1
+        for _ in range(Restless.calls):
+            x = x + 1 - 1
+        return super().forward(x)
+
+
+class Scratch(nn.Linear):
+    """Changes in place what its weights have used."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = x * 2
+        out = super().forward(hidden)
+        hidden.zero_()
+        return out
+
+
+@pytest.mark.parametrize("kind", [Restless, Scratch])
+def test_networks_without_a_course_of_their_own_are_evaluated_as_they_are(kind):
+    torch.manual_seed(4)
+    net, x, y = kind(4, 3).double(), torch.randn(12, 4).double(), torch.arange(12) % 3
+    lines = Lines(Landscape(net, (x, y)), torch.eye(15).double())
+    seen = lines.values(torch.full((15, 1), 0.2, dtype=torch.float64))
+    plain = nn.Linear(4, 3).double()
+    plain.load_state_dict(net.state_dict())
+    scaled = x if kind is Restless else 2 * x
+    expected = Lines(Landscape(plain, (scaled, y)), torch.eye(15).double()).values(
+        torch.full((15, 1), 0.2, dtype=torch.float64)
+    )
+    assert torch.allclose(seen, expected, rtol=1e-12)
+
+
+class Unseen(torch.autograd.Function):
+    """Twice its input, out of sight of torch's function modes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * slope
+
+
+def test_operations_out_of_sight_count_as_reached():
+    class Net(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(Unseen.apply(super().forward(x)))
+
+    torch.manual_seed(5)
+    net, x, y = Net(4, 3).double(), torch.randn(12, 4).double(), torch.arange(12) % 3
+    seen = Lines(Landscape(net, (x, y)), torch.eye(15).double()).values(
+        torch.full((15, 1), 0.2, dtype=torch.float64)
+    )
+    for k, value in enumerate(seen[:, 0]):
+        theta = ravel({n: p.detach() for n, p in net.named_parameters()}) + 0.2 * torch.eye(15).double()[k]
+        f = torch.tanh(2 * (x @ theta[:12].view(3, 4).T + theta[12:]))
+        assert value.item() == pytest.approx(nn.functional.cross_entropy(f, y).item(), rel=1e-12)
