@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 Theta = Mapping[str, Tensor]
+FORWARD_MODE_ERRORS = (NotImplementedError, RuntimeError, TypeError)  # see `lacks_forward_mode`
 
 
 @functools.cache
@@ -94,7 +95,7 @@ def directional_derivatives(
 
     try:
         return vmap(along, chunk_size=chunk_size)(directions)
-    except (NotImplementedError, RuntimeError) as error:
+    except FORWARD_MODE_ERRORS as error:
         if not lacks_forward_mode(error):
             raise
         _warn_of_reverse_mode(error)
@@ -126,7 +127,7 @@ def hessian_products(
 
     try:
         return vmap(forward_over_reverse, chunk_size=chunk_size)(directions)
-    except (NotImplementedError, RuntimeError) as error:
+    except FORWARD_MODE_ERRORS as error:
         if not lacks_forward_mode(error):
             raise
         _warn_of_reverse_mode(error)

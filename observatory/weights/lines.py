@@ -11,7 +11,12 @@ from torch.func import jvp, vmap
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
-from observatory.numerics.curvature import lacks_forward_mode, prepare_forward_mode, unravel
+from observatory.numerics.curvature import (
+    FORWARD_MODE_ERRORS,
+    lacks_forward_mode,
+    prepare_forward_mode,
+    unravel,
+)
 from observatory.weights.course import (
     LINEAR_IN_WEIGHTS,
     Course,
@@ -151,7 +156,7 @@ class Lines:
         prepare_forward_mode()
         try:
             found = self.landscape.mean(self._derive)
-        except (NotImplementedError, RuntimeError) as error:
+        except FORWARD_MODE_ERRORS as error:
             if not lacks_forward_mode(error):
                 raise
             vectors = self.directions.double()
