@@ -7,6 +7,7 @@ from observatory.callbacks.collective_variables import CollectiveVariables
 from observatory.callbacks.fisher_information import FisherInformation
 from observatory.callbacks.last_layer_uncertainty import LastLayerUncertainty
 from observatory.callbacks.layer_dimensionality import LayerDimensionality
+from observatory.callbacks.linear_ensemble_variances import LinearEnsembleVariances
 from observatory.callbacks.observatory import Observatory
 from observatory.callbacks.stage_checkpoint import StageCheckpoint
 from observatory.callbacks.trace_controlled import TraceControlledLearningRate
@@ -17,6 +18,7 @@ __all__ = [
     "FisherInformation",
     "LastLayerUncertainty",
     "LayerDimensionality",
+    "LinearEnsembleVariances",
     "Observatory",
     "StageCheckpoint",
     "TraceControlledLearningRate",

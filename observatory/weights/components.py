@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from observatory.weights.trajectory import column_blocks, column_means
+from observatory.weights.trajectory import BLOCK_BYTES, MANY_COLUMNS, column_blocks, column_means
 
 NEGLIGIBLE = 1e-12  # times Λ₁T: directions of smaller eigenvalues are rounding noise
 
@@ -44,8 +45,9 @@ def centred_gram(rows: Tensor) -> Tensor:
         for top in range(0, snapshots, strip):
             end = min(top + strip, snapshots)
             gram[top:end, :end].addmm_(block[top:end], block[:end].mT)
-    lower = gram.tril()
-    return lower + lower.tril(-1).mT
+    for top in range(strip, snapshots, strip):  # the other triangle, in place
+        gram[:top, top : top + strip] = gram[top : top + strip, :top].mT
+    return gram
 
 
 def detrended(gram: Tensor) -> Tensor:
@@ -65,10 +67,10 @@ def components_of_gram(gram: Tensor, *, count: int | None = None) -> Components:
         count: number k of projections; default all.
     """
     values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values.flip(0), vectors.flip(1)
+    values = values.flip(0)
     values = values[: _significant(values, len(values))]
     leading = values[:count]
-    projections = vectors[:, : len(leading)] * leading.sqrt()
+    projections = vectors[:, len(vectors) - len(leading) :].flip(1) * leading.sqrt()
     freedom = len(gram) - 1
     return Components(values / freedom, projections, gram.diagonal().sum() / freedom)
 
@@ -115,16 +117,29 @@ def principal_components(
         gram = centred_gram(rows)
         found = components_of_gram(gram if trend else detrended(gram), count=count)
         return found, lift(rows, found.projections)
-    centred = rows.double() - column_means(rows)
-    if not trend:
-        time = _unit_time(len(centred), centred)
-        centred = centred - torch.outer(time, time @ centred)
-    values, vectors = torch.linalg.eigh(centred.mT @ centred / (len(rows) - 1))
-    values, vectors = values.flip(0), vectors.flip(1)
+    covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    for block in _row_blocks(rows, trend):
+        covariance.addmm_(block.mT, block, alpha=1 / (len(rows) - 1))
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.flip(0)
     total = values.sum()
     values = values[: _significant(values, len(rows))]
-    vectors = vectors[:, : len(values[:count])]
-    return Components(values, centred @ vectors, total), vectors.mT
+    vectors = vectors[:, vectors.shape[1] - len(values[:count]) :].flip(1)
+    projections = torch.cat([block @ vectors for block in _row_blocks(rows, trend)])
+    return Components(values, projections, total), vectors.mT
+
+
+def _row_blocks(rows: Tensor, trend: bool) -> Iterator[Tensor]:
+    """Some snapshots at a time in float64, about their mean, or their linear trend where `trend` is off."""
+    mean, time = column_means(rows), _unit_time(len(rows), rows.new_empty(0, dtype=torch.float64))
+    height = max(MANY_COLUMNS, BLOCK_BYTES // (8 * rows.shape[1]))
+    parts = list(zip(rows.split(height), time.split(height), strict=True))
+    slope = torch.zeros_like(mean)
+    if not trend:
+        for block, moments in parts:
+            slope += moments @ (block - mean)
+    for block, moments in parts:
+        yield block - mean if trend else (block - mean).addr_(moments, slope, alpha=-1)
 
 
 def _significant(values: Tensor, snapshots: int) -> int:

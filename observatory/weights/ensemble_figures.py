@@ -44,8 +44,9 @@ def sentences(run: Run) -> list[Finding]:
     naive = v["online"] / v["online_naive"]
     found = [
         _judged(
-            f"One layer, fresh data: the variances agree with the exact ones to {miss:.2%} ({worst:.1f} standard "
-            f"errors at most); the isotropic ηs²/(2S) is {naive.min():.2f} to {naive.max():.2f} times too small.",
+            f"One layer, fresh data: the variances agree with the exact ones to {miss:.2%} ({worst:.1f} "
+            f"standard errors at most); the isotropic ηs²/(2S) is {naive.min():.2f} to {naive.max():.2f} "
+            f"times too small.",
             worst < ALARM,
         )
     ]
@@ -57,9 +58,9 @@ def sentences(run: Run) -> list[Finding]:
     noise = float(np.linalg.norm(v["finite_error"]) / scale)
     found.append(
         _judged(
-            f"One layer, few examples: the covariance is the exact one to {misses['exact']:.2%} (its standard "
-            f"error is {noise:.2%}); additive noise misses it by {misses['additive']:.0%}, the continuum limit by "
-            f"{misses['continuum']:.0%}.",
+            f"One layer, few examples: the covariance is the exact one to {misses['exact']:.2%} (its "
+            f"standard error is {noise:.2%}); additive noise misses it by {misses['additive']:.0%}, the "
+            f"continuum limit by {misses['continuum']:.0%}.",
             misses["exact"] < ALARM * noise,
         )
     )
@@ -72,8 +73,8 @@ def sentences(run: Run) -> list[Finding]:
         low, high = float(v[name].min()), float(v[name].max())
         found.append(
             _judged(
-                f"{text}: variances of layer 2 from {low:.2f} to {high:.2f} of ηs²/(2S), within {off:.1%} of the "
-                f"closed form of first order in η (standard error {noise:.1%}).",
+                f"{text}: variances of layer 2 from {low:.2f} to {high:.2f} of ηs²/(2S), within {off:.1%} of "
+                f"the closed form of first order in η (standard error {noise:.1%}).",
                 off < 0.05 + ALARM * noise,
             )
         )
@@ -81,7 +82,8 @@ def sentences(run: Run) -> list[Finding]:
     found.append(
         Finding(
             f"Gauge: ⟨u² - v²⟩ of the scalar network has fallen to {gauge:.3f} ± {error:.3f} after "
-            f"{float(v['age']):.0f} steps; its first rate alone, without the fall of u² + v², would give {theory:.3f}."
+            f"{float(v['age']):.0f} steps; its first rate alone, without the fall of u² + v², would "
+            f"give {theory:.3f}."
         )
     )
     return found
@@ -110,9 +112,9 @@ def _two_layers(v: Values) -> Panel:
         "Two layers: the variance rises with the curvature",
         figure,
         "Variance of the weights of layer 2 in the singular bases, mean over runs and time (points) and "
-        "κ/(κ + s₂²) (lines). Through the other layer the stiffer direction fluctuates more: where κ ≪ s₂² this "
-        "is σ² ∝ κ ∝ F⁻², an inverse variance-flatness relation with ψ = 2. Above a frozen layer 1 (grey, mean over the output modes) all "
-        "variances are equal.",
+        "κ/(κ + s₂²) (lines). Through the other layer the stiffer direction fluctuates more: where κ ≪ s₂² "
+        "this is σ² ∝ κ ∝ F⁻², an inverse variance-flatness relation with ψ = 2. Above a frozen layer 1 "
+        "(grey, mean over the output modes) all variances are equal.",
     )
 
 
@@ -128,8 +130,8 @@ def _one_layer(v: Values) -> Panel:
     return Panel(
         "One layer, fresh data",
         figure,
-        "Variance of the weights of a linear regression against curvature. The fluctuations of the weights make "
-        "noise of their own, which the isotropic small-rate formula (dashed) leaves out.",
+        "Variance of the weights of a linear regression against curvature. The fluctuations of the weights "
+        "make noise of their own, which the isotropic small-rate formula (dashed) leaves out.",
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from observatory.numerics.curvature import ravel
 
 BLOCK_BYTES = 2**26  # of the float64 copy of some columns
+MANY_COLUMNS = 64  # enough for the speed of a matrix product
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,9 @@ class Trajectory:
     def of(cls, snapshots: Sequence[Mapping[str, Tensor]], steps: Sequence[int]) -> Trajectory:
         """From parameters by name, one dictionary for each step."""
         reference = ravel(snapshots[0])
-        differences = torch.stack([ravel(snapshot) - reference for snapshot in snapshots])
+        differences = reference.new_empty(len(snapshots), len(reference))
+        for row, snapshot in zip(differences, snapshots, strict=True):
+            torch.sub(ravel(snapshot), reference, out=row)
         shapes = tuple(tensor.shape for tensor in snapshots[0].values())
         return cls(differences, reference, torch.tensor(steps), tuple(snapshots[0]), shapes)
 
@@ -92,10 +95,10 @@ def column_means(rows: Tensor) -> Tensor:
 
 def column_blocks(rows: Tensor) -> Iterator[Tensor]:
     """Centred float64 copies of some columns at a time, so that the whole is never copied."""
-    width = max(1, BLOCK_BYTES // (8 * rows.shape[0]))
+    snapshots, size = rows.shape
+    width = max(min(MANY_COLUMNS, size), min(BLOCK_BYTES // (8 * snapshots), size // 20))
     for block in rows.split(width, dim=1):
-        centred = block.double()
-        yield centred - centred.mean(0)
+        yield block - block.mean(0, dtype=torch.float64)  # one copy: the types are promoted on the way
 
 
 def load_trajectory(

@@ -57,6 +57,21 @@ def test_detrended_gram_is_that_of_the_detrended_trajectory(generator):
     assert torch.allclose(detrended(centred_gram(rows)), rest @ rest.T, atol=1e-8)
 
 
+@pytest.mark.parametrize(("snapshots", "size"), [(40, 700), (300, 30)])
+def test_components_without_the_trend_are_those_of_the_detrended_rows(
+    snapshots, size, generator, monkeypatch
+):
+    monkeypatch.setattr("observatory.weights.components.BLOCK_BYTES", 0)  # blocks of 64 rows
+    rows = trajectory(snapshots, size, generator) + torch.arange(snapshots)[:, None] / 10
+    time_axis = torch.stack([torch.ones(snapshots), torch.arange(snapshots)], 1).double()
+    rest = rows - time_axis @ torch.linalg.lstsq(time_axis, rows).solution
+    seen, directions = principal_components(rows, 4, trend=False)
+    expected, exact = principal_components(rest, 4)
+    assert torch.allclose(seen.variance[:10], expected.variance[:10], rtol=1e-8)
+    assert torch.allclose((directions * exact).sum(1).abs(), torch.ones(4).double(), atol=1e-6)
+    assert torch.allclose(seen.projections.abs(), expected.projections.abs(), atol=1e-6)
+
+
 def test_projection_on_the_components_gives_their_time_series(generator):
     rows = trajectory(50, 300, generator).float()
     found = components_of_gram(centred_gram(rows), count=5)
