@@ -170,6 +170,7 @@ class GaugeRuns(_Runs):
 
     def __init__(self, u: float = 1.6, v: float = 0.7, replicas: int = 4000) -> None:
         super().__init__((replicas,), discard=0)
+        self.sums.fill_(1)
         self.u, self.v = u, v
         setting = {"learning_rate": self.learning_rate, "batch_size": self.batch_size, "label_noise": 1.0}
         rate = scalar_gauge_rate(u, v, **setting)  # type: ignore[arg-type]

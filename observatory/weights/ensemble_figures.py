@@ -125,6 +125,8 @@ def _one_layer(v: Values) -> Panel:
     axis.plot(v["curvature"][order], v["online_naive"][order], "--", lw=1, color="0.5", label="ηs²/(2S)")
     _points(axis, v["curvature"], v["online"], v["online_error"], "C0", "runs")
     axis.set(xscale="log", xlabel="curvature h", ylabel="variance σ²")
+    axis.set_xticks(v["curvature"], [f"{h:g}" for h in v["curvature"]])
+    axis.set_xticks([], minor=True)
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
     return Panel(
