@@ -59,6 +59,7 @@ class OnlineRuns(_Runs):
     """Regression on fresh Gaussian data (see `online_regression`)."""
 
     learning_rate, batch_size, label_noise = 0.15, 2, 0.5
+    curvature: Tensor
 
     def __init__(
         self, curvature: tuple[float, ...] = (4, 2, 1, 0.5, 0.25), replicas: int = 4000, discard: int = 300
@@ -79,7 +80,7 @@ class OnlineRuns(_Runs):
         z = torch.randn(shape, dtype=torch.float64, device=self.delta.device, generator=generator)
         x = z[..., :d] * self.curvature.sqrt()
         error = (x @ self.delta[..., None]).squeeze(-1) - noise * z[..., d]  # (R, S)
-        self.delta -= eta / size * (error[:, None] @ x).squeeze(1)
+        self.delta.sub_((error[:, None] @ x).squeeze(1), alpha=eta / size)
 
     def fluctuation(self) -> Tensor:
         return self.delta.square()
@@ -89,6 +90,8 @@ class FiniteSetRuns(_Runs):
     """Regression on a few examples drawn with replacement (see `finite_set_covariance`)."""
 
     learning_rate, batch_size = 0.1, 2
+    inputs: Tensor
+    residuals: Tensor
 
     def __init__(
         self, samples: int = 12, inputs: int = 6, replicas: int = 4000, discard: int = 700, seed: int = 0
@@ -113,7 +116,7 @@ class FiniteSetRuns(_Runs):
         batch = torch.randint(len(self.inputs), shape, generator=generator, device=self.delta.device)
         drawn = self.inputs[batch]  # (R, S, d)
         error = (drawn @ self.delta[..., None]).squeeze(-1) - self.residuals[batch]
-        self.delta -= self.learning_rate / self.batch_size * (error[:, None] @ drawn).squeeze(1)
+        self.delta.sub_((error[:, None] @ drawn).squeeze(1), alpha=self.learning_rate / self.batch_size)
 
     def fluctuation(self) -> Tensor:
         return self.delta[:, :, None] * self.delta[:, None, :]
@@ -128,6 +131,8 @@ class TwoLayerRuns(_Runs):
     """
 
     inputs, outputs, batch_size, learning_rate = 8, 4, 20, 0.005
+    start: Tensor
+    target: Tensor
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from observatory.weights.relation import InverseRelation, fit_relation
 from observatory.weights.terrain import flatness_along
 from observatory.weights.trajectory import Trajectory
 
-RANGES = (10, 20, 40, 60)
+RANGES = (10, 20, 40, 60, 100)
 CHOICES = ("first half", "second half", "detrended", "Hessian basis")
 
 
