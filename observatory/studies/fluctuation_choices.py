@@ -130,6 +130,6 @@ def _panel(found: Sequence[_Exponents]) -> Panel:
         "The exponent by choice",
         figure,
         "ψ of the same windows for other ranges of components, for each half of the window, after removing a "
-        "linear trend, and along the leading eigenvectors of the Hessian. Dotted: a Boltzmann equilibrium, and "
-        "the value that Feng and Tu report.",
+        "linear trend, and along the leading eigenvectors of the Hessian. Dotted: a Boltzmann equilibrium, "
+        "and the value that Feng and Tu report.",
     )

@@ -27,7 +27,8 @@ def test_dependence_of_the_exponent_is_told_with_its_ends(second, level, words, 
         finished_run(
             tmp_path / name, {"replacement": name == "b"}, instrument="weights",
             quantities={key: [1.0] for key in SCALARS}
-            | {"variant_exponent": [exponents], "variant_error": [[0.1, 0.2]], "variant_correlation": [[0.5, 0.9]]},
+            | {"variant_exponent": [exponents], "variant_error": [[0.1, 0.2]]}
+            | {"variant_correlation": [[0.5, 0.9]]},
             coordinates={"variant": CHOICES},
         )
         for name, exponents in (("a", [-2.0, -1.7]), ("b", second))
