@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import grad, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from observatory.numerics.curvature import prepare_forward_mode
 from observatory.numerics.elementary import ElementaryLosses
 
 LOSSES = [
@@ -45,6 +46,7 @@ def test_forward_over_reverse_gives_the_hessian_of_the_mean_square(generator):
         with ElementaryLosses():
             return nn.functional.mse_loss(x @ w, y)
 
+    prepare_forward_mode()
     zero = torch.zeros(3, dtype=torch.float64)
     seen = vmap(lambda p: jvp(grad(loss), (zero,), (p,))[1])(torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(seen, 2 * x.mT @ x / 20)
