@@ -139,7 +139,7 @@ def read_dtype(path: Path) -> np.dtype:
             _, _, dtype = npy.read_array_header_1_0(file)
         except ValueError as error:
             raise ValueError(f"{path} is no growing array of a record") from error
-        if file.tell() != HEADER_BYTES or dtype.names != ("step", "time", "value"):
+        if file.tell() != HEADER_BYTES or dtype.names != ("step", "time", "value") or dtype.hasobject:
             raise ValueError(f"{path} is no growing array of a record")
     return dtype
 
