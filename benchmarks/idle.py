@@ -75,7 +75,7 @@ def lightning(folder: Path, count: int) -> Callable[[], Any]:
 def postponing(folder: Path, count: int) -> Callable[[], Any]:
     """A look is due at every step and the budget is exhausted."""
     observer = Observer(silent(count), schedule=Schedule(every_n_steps=1), max_overhead=1e-9)
-    observer.start(network(), ProbeSource(lambda _: None, Probe(torch.zeros(2, 8))))
+    observer.start(network(), ProbeSource(lambda _: None, Probe(torch.zeros(2, 8))), directory=folder)
     for station in observer.stations:
         station.budget.charge_other(1e6)
     clock = SimpleNamespace(step=0)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import fit
 
 from observatory.attach import from_environment
+from observatory.callbacks import CollectiveVariables
 from observatory.records import open_run
 
 SCRIPT = """
@@ -35,8 +37,8 @@ print("weights", model.layer.weight.flatten().tolist())
 """
 
 
-def run_script(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "script.py").write_text(SCRIPT)
+def run_script(folder: Path, script: str = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(script)
     clean = {k: v for k, v in os.environ.items() if k != "OBSERVATORY"}
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=folder, env=clean | environment, capture_output=True, text=True
@@ -77,6 +79,33 @@ def test_broken_file_is_one_warning(tmp_path, monkeypatch, content, reason):
     with pytest.warns(UserWarning, match="OBSERVATORY=broken.yaml is not used, training goes on") as caught:
         assert from_environment() == []
     assert len(caught) == 1 and reason in str(caught[0].message)
+
+
+def test_name_that_the_script_uses_already_is_not_in_its_way(tmp_path, monkeypatch):
+    (tmp_path / "observe.yaml").write_text("observe: {ntk: CollectiveVariables}")
+    monkeypatch.setenv("OBSERVATORY", str(tmp_path / "observe.yaml"))
+    own = CollectiveVariables(every_n_steps=6, max_overhead=None)
+    with pytest.warns(UserWarning, match="'ntk' is not recorded any more.*give one of them another name="):
+        fit(tmp_path, [own], max_epochs=1)
+    trace = open_run(tmp_path / "observatory/run_0")["ntk/trace"]
+    assert trace.steps.tolist() == [0, 6, 12]
+
+
+@pytest.mark.slow
+def test_script_of_the_pytorch_lightning_package_is_watched_and_not_changed(tmp_path):
+    pytest.importorskip("pytorch_lightning", reason="the pytorch_lightning package is not installed")
+    for name in ("plain", "watched"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "watched/observe.yaml").write_text(
+        "observe:\n  kernel:\n    class_path: CollectiveVariables\n"
+        "    init_args: {every_n_steps: 2, max_overhead: null}\n"
+    )
+    script = SCRIPT.replace("lightning.pytorch", "pytorch_lightning")
+    plain = run_script(tmp_path / "plain", script)
+    watched = run_script(tmp_path / "watched", script, OBSERVATORY="observe.yaml")
+    assert weights(watched) == weights(plain)
+    trace = open_run(tmp_path / "watched/observatory/run_0")["kernel/trace"]
+    assert trace.steps.tolist() == [0, 2, 4, 6, 8]
 
 
 def test_script_that_never_heard_of_the_package_is_watched_and_not_changed(tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from everything import every_instrument
 from lightning.fabric import Fabric
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from runs import bits
@@ -127,14 +128,15 @@ def probe() -> observatory.Probe:
 
 def fit(folder: Path, module: Module, callbacks: list[ObservingCallback], data: Any = None) -> list:
     """Train; the bits of this rank's weights, optimizer and stream afterwards."""
+    world = int(os.environ["WORLD_SIZE"])
     strategy = DDPStrategy(process_group_backend="gloo")
     if module.sharded:
         strategy = ModelParallelStrategy(2, 1, process_group_backend="gloo")
-    several = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
+    several = {"strategy": strategy, "devices": world, "use_distributed_sampler": False}
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", default_root_dir=folder, callbacks=callbacks, logger=False,
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
-        **(several if int(os.environ["WORLD_SIZE"]) > 1 else {"devices": 1}),
+        **(several if world > 1 else {"devices": 1}),
     )  # fmt: skip
     torch.manual_seed(0)
     trainer.fit(module, DataLoader(data or Shares(), batch_size=None))
@@ -155,6 +157,22 @@ def alone(folder: Path) -> None:
 
 def ddp(folder: Path) -> None:
     fit(folder, Module(), [ObservingCallback(instruments(), **EVERY)])
+
+
+def ddp_of_4(folder: Path) -> None:
+    ddp(folder)
+
+
+def all_alone(folder: Path) -> None:
+    """With every instrument there is, each with the examples of `probe`."""
+    callbacks = every_instrument(**EVERY)
+    for callback in callbacks:
+        callback.observer.stations[0].instrument.probe = probe()
+    fit(folder, Module(), callbacks)
+
+
+def all_ddp(folder: Path) -> None:
+    all_alone(folder)
 
 
 def buffers(folder: Path) -> None:
@@ -350,5 +368,6 @@ def free_port() -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root, *scenes = sys.argv[1:]
-    went_well = {s: play(s, 1 if s == "alone" else 2, Path(root) / s, free_port()) for s in scenes}
+    ranks = {"alone": 1, "all_alone": 1, "ddp_of_4": 4}
+    went_well = {s: play(s, ranks.get(s, 2), Path(root) / s, free_port()) for s in scenes}
     print("failed:", *[scene for scene, well in went_well.items() if not well], flush=True)

@@ -49,6 +49,23 @@ class Uncopyable(nn.Module):
             return self.net(x)
 
 
+class OwnFunctions(nn.Module):
+    """Functions in attributes that refer to the module itself, which `copy.deepcopy` does not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+        self.encode = torch.compile(self.encode, backend="eager")
+        self.decode = lambda x: self.net[3](x)
+        self.act = torch.compile(torch.tanh, backend="eager")
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[1](self.net[0](x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.decode(self.encode(x)))
+
+
 def old_weight_norm() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2))
 
@@ -61,6 +78,7 @@ CASES = {
     "tied": (Tied, lambda: torch.randint(7, (6, 4))),
     "recurrent": (Recurrent, lambda: torch.randn(6, 5, 3)),
     "parametrised": (old_weight_norm, lambda: torch.randn(6, 3)),
+    "own functions": (OwnFunctions, lambda: torch.randn(6, 3)),
     "uncopyable": (Uncopyable, lambda: torch.randn(6, 3)),
     "transformer": (
         lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
@@ -90,6 +108,16 @@ def test_gradients_of_the_function_are_those_of_the_module(case):
     module.eval()(x).square().sum().backward()
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_functions_kept_in_attributes_do_not_reach_the_module():
+    """Called through the twin they would run in the module's mode, and move its statistics."""
+    module = OwnFunctions()
+    before = [b.clone() for b in module.buffers()]
+    stream = torch.get_rng_state()
+    ModelFunction.of(module)(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(b, c) for b, c in zip(module.buffers(), before, strict=True))
+    assert torch.equal(torch.get_rng_state(), stream)
 
 
 def test_twin_holds_no_storage_and_keeps_ties():

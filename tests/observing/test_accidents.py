@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,9 @@ def test_folder_that_may_not_be_written_to(played):
     assert played.weights("read_only") == played.weights("whole")
     ((said,),) = played.warnings["read_only"]
     assert "nothing of this run is recorded, training goes on: [Errno 13] Permission denied" in said
-    assert not list((played.folder / "read_only/observatory").iterdir())
+    place = (played.folder / "read_only/place").resolve()
+    assert not list((place / "observatory").iterdir())
+    shutil.rmtree(place)
 
 
 @pytest.mark.parametrize("scene, steps", [("sigint", 5), ("sigterm", 6)])

@@ -23,7 +23,13 @@ class Program:
 
 def test_pickles_inside_an_array_are_refused(tmp_path):
     path = tmp_path / "a.npy"
-    np.save(path, np.array([(0, 0.0, Program(tmp_path / "executed"))], [("step", "<i8"), ("time", "<f8"), ("value", "O")]), allow_pickle=True)
+    np.save(
+        path,
+        np.array(
+            [(0, 0.0, Program(tmp_path / "executed"))], [("step", "<i8"), ("time", "<f8"), ("value", "O")]
+        ),
+        allow_pickle=True,
+    )
     with pytest.raises(ValueError, match="is no growing array of a record"):
         read_growing(path)
     assert not (tmp_path / "executed").exists()
