@@ -162,6 +162,8 @@ def disk_full(folder: Path) -> None:
 
 def too_many_files(folder: Path) -> None:
     """The process has no file descriptor left when the first look is to be written."""
+    (folder / "rehearsal").mkdir()
+    train(folder / "rehearsal")  # PyTorch opens files of its own when something is used for the first time
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     class Last(Outputs):
