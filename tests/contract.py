@@ -4,7 +4,7 @@ class TestCollectiveVariables(CallbackContract):
     make = CollectiveVariables
 
 What it needs to be at work in a run of a dozen updates stands in `everything.SMALL`. Through that file it
-also takes part in the runs with every instrument: bit identity, resuming, several processes.
+also takes part in the runs with every instrument: bit identity and resuming.
 """
 
 from __future__ import annotations

@@ -14,8 +14,13 @@ SMALL: dict[str, dict[str, Any]] = {  # what a run of a dozen updates needs
 TOGETHER = {"Observatory"}  # made of the others
 
 
+def watching_callbacks() -> dict[str, type[ObservingCallback]]:
+    """The public callbacks that watch; others steer a run."""
+    public = {name: getattr(observatory.callbacks, name) for name in observatory.callbacks.__all__}
+    return {name: make for name, make in public.items() if issubclass(make, ObservingCallback)}
+
+
 def every_instrument(**options: Any) -> list[ObservingCallback]:
     """One callback of each public class; `options` for all of them, by default a look at every step."""
-    names = [name for name in observatory.callbacks.__all__ if name not in TOGETHER]
-    makers = {name: getattr(observatory.callbacks, name) for name in names}
+    makers = {name: make for name, make in watching_callbacks().items() if name not in TOGETHER}
     return [make(**(EVERY_STEP | SMALL.get(name, {}) | options)) for name, make in makers.items()]

@@ -17,7 +17,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from everything import every_instrument
 from lightning.fabric import Fabric
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from runs import bits
@@ -161,18 +160,6 @@ def ddp(folder: Path) -> None:
 
 def ddp_of_4(folder: Path) -> None:
     ddp(folder)
-
-
-def all_alone(folder: Path) -> None:
-    """With every instrument there is, each with the examples of `probe`."""
-    callbacks = every_instrument(**EVERY)
-    for callback in callbacks:
-        callback.observer.stations[0].instrument.probe = probe()
-    fit(folder, Module(), callbacks)
-
-
-def all_ddp(folder: Path) -> None:
-    all_alone(folder)
 
 
 def buffers(folder: Path) -> None:
@@ -368,6 +355,6 @@ def free_port() -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root, *scenes = sys.argv[1:]
-    ranks = {"alone": 1, "all_alone": 1, "ddp_of_4": 4}
+    ranks = {"alone": 1, "ddp_of_4": 4}
     went_well = {s: play(s, ranks.get(s, 2), Path(root) / s, free_port()) for s in scenes}
     print("failed:", *[scene for scene, well in went_well.items() if not well], flush=True)

@@ -8,24 +8,20 @@ import resource
 import numpy as np
 import pytest
 import torch
-from everything import SMALL
+from everything import SMALL, TOGETHER, watching_callbacks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
 import observatory
-import observatory.callbacks
-from observatory.callbacks.callback import ObservingCallback
 
 STEPS, EVERY, EARLY = 20_000, 10, 4_000
 NEEDS_A_TRAINER = {"LastLayerUncertainty"}  # its rows are those of the Trainer's loader
 
 
 def instruments() -> list[observatory.Instrument]:
-    names = sorted(set(observatory.callbacks.__all__) - {"Observatory"} - NEEDS_A_TRAINER)
-    callbacks: list[ObservingCallback] = [
-        getattr(observatory.callbacks, name)(probe=8, **SMALL.get(name, {})) for name in names
-    ]
+    makers = {k: make for k, make in watching_callbacks().items() if k not in TOGETHER | NEEDS_A_TRAINER}
+    callbacks = [make(probe=8, **SMALL.get(name, {})) for name, make in makers.items()]
     return [station.instrument for callback in callbacks for station in callback.observer.stations]
 
 

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from everything import every_instrument
 
 from observatory.records import Run, open_run
 
 RANKS = Path(__file__).with_name("ranks.py")
 SAME = ("ddp", "ddp_of_4", "fsdp", "loop", "fabric")  # as one process
 OTHERS = (
-    "all_alone",
-    "all_ddp",
     "buffers",
     "tensor_parallel",
     "stream",
@@ -67,20 +64,6 @@ def test_record_of_two_ranks_is_that_of_one_process(played, scene):
         one, two = alone[quantity].values, together[quantity].values
         # in double precision; a batch's gradient is the mean of two halves': a few roundings per update
         np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-12 * np.nanmax(np.abs(one)), err_msg=quantity)
-
-
-def test_every_instrument_says_on_two_ranks_what_it_says_on_one(played):
-    alone, together = played.record("all_alone"), played.record("all_ddp")
-    assert list(alone) == list(together)
-    assert len(alone.instruments) == len(every_instrument())
-    for quantity in alone:
-        assert together[quantity].steps.tolist() == alone[quantity].steps.tolist(), quantity
-        one, two = alone[quantity].values, together[quantity].values
-        if not np.issubdtype(one.dtype, np.floating):
-            np.testing.assert_array_equal(two, one, quantity)
-            continue
-        scale = np.nanmax(np.abs(one), initial=0.0, where=np.isfinite(one))
-        np.testing.assert_allclose(two, one, rtol=1e-6, atol=1e-9 * scale, err_msg=quantity)
 
 
 def test_all_ranks_look_at_the_buffers_of_rank_0_and_change_nobodys(played):

@@ -12,6 +12,9 @@ from torch.nn.utils import parametrizations
 from observatory.looking import ModelFunction, weightless_twin
 from observatory.looking.live import LiveModel
 
+# the compiler's own
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 
 class Tied(nn.Module):
     def __init__(self) -> None:
