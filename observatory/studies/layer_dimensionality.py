@@ -76,9 +76,10 @@ class LayerDimensionality(Study):
         gains = {gain for gain, _ in groups}
         found: list[_Condition] = []
         for gain in sorted(gains, reverse=True):
-            own = next(members for kind, members in groups.items() if kind[0] == gain)  # labels act later
             word = f", weights × {gain:g}" if len(gains) > 1 and gain != 1 else ""
-            found.append(self._condition(f"at initialisation{word}", own, 0))
+            if not found:  # labels act later, and other gains only scale a network without biases
+                start = next(members for kind, members in groups.items() if kind[0] == gain)
+                found.append(self._condition("at initialisation", start, 0))
             for kind in sorted(k for k in groups if k[0] == gain):
                 trained = "trained" if kind[1] == 0 else f"{kind[1]:.0%} of the labels permuted"
                 found.append(self._condition(f"{trained}{word}", groups[kind], -1))

@@ -1,0 +1,43 @@
+"""What the studies conclude from profiles whose verdict is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from observatory.studies.layer_dimensionality import LayerDimensionality, _Condition, _oscillates
+from observatory.studies.representation_geometry import RepresentationGeometry, hunchback
+
+
+def condition(p: list[float], signed: list[float]) -> _Condition:
+    values = {
+        "oscillation_p": np.array(p)[:, None],
+        "signed_staggered": np.array(signed)[:, None],
+        "staggered": np.abs(signed)[:, None],
+    }
+    return _Condition("trained", np.arange(10), values, {"two_nn": 10})
+
+
+def test_oscillation_needs_seeds_beyond_noise_and_one_phase():
+    significant = [0.01] * 6
+    assert _oscillates(condition(significant, [0.9, 0.95, 0.85, 0.9, 0.92, 0.9]), 0, 16)
+    assert not _oscillates(condition(significant, [0.9, -0.95, 0.85, -0.9, 0.92, -0.9]), 0, 16)
+    # one of six passes by chance in a quarter of all cases, and a bend has a phase as well
+    assert not _oscillates(condition([0.01] + [0.4] * 5, [0.2, 0.21, 0.19, 0.2, 0.2, 0.2]), 0, 16)
+
+
+def test_hunchback_is_a_maximum_inside_that_exceeds_both_ends():
+    noise = 0.1 * np.array([[1, -1, 0, 1], [-1, 0, 1, 0], [0, 1, -1, -1]])
+    top, p = hunchback(np.array([2.0, 5.0, 4.0, 1.0]) + noise)
+    assert top == 1 and p < 0.01
+    assert hunchback(np.array([5.0, 4.0, 3.0, 1.0]) + noise) == (0, 1.0)
+    assert hunchback(np.array([4.95, 5.0, 4.0, 1.0]) + noise)[1] > 0.05
+
+
+def test_studies_ask_for_seeds():
+    with pytest.raises(ValueError, match="at least two seeds of each"):
+        LayerDimensionality().check(
+            [{"data.init_args.shuffle_labels": 0.0}, {"data.init_args.shuffle_labels": 1.0}]
+        )
+    with pytest.raises(ValueError, match="at least two seeds, got 1"):
+        RepresentationGeometry().check([{}])
