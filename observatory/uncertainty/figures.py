@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # u₁ < u < u₂ with equal density of ln u and the given mass of a half-normal u = |r|/σ
 BANDS = {0.6827: (0.33125, 1.89753), 0.9545: (0.051271, 2.83313), 0.9973: (0.0031731, 3.76248)}
+POINTS, QUANTILES = 1500, 400  # that are drawn, at most: a page shows many figures
 BLUE, RED, GREY = "#4c72b0", "#c44e52", "0.45"
 
 
@@ -133,7 +134,7 @@ def parity_panel(
     figure, (rows, bins, curve) = _figure(1, 3, (11.5, 3.6))
     r, s = residuals.double().cpu(), std.double().cpu()
     _bands(rows, s)
-    shown = torch.randperm(len(r), generator=torch.Generator().manual_seed(0))[:4000]
+    shown = torch.randperm(len(r), generator=torch.Generator().manual_seed(0))[:POINTS]
     rows.loglog(s[shown], r[shown].abs().clamp_min(1e-4 * float(s.min())), ".", ms=2, color=BLUE, alpha=0.5)
     rows.set(xlabel="σ", ylabel="|r|")
     rmv, rmse, count = binned_calibration(r, s)
@@ -170,9 +171,10 @@ def normal_panel(z: torch.Tensor, title: str = "Standardised errors") -> Panel:
     grid = np.linspace(-5, 5, 200)
     histogram.plot(grid, np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi), color="0.2", lw=1)
     histogram.set(xlabel="z = r/σ", ylabel="density")
-    p = (torch.arange(len(z), dtype=torch.float64) + 0.5) / len(z)
+    ranks = torch.linspace(0, len(z) - 1, min(len(z), QUANTILES)).long().unique()
+    p = (ranks.double() + 0.5) / len(z)
     quantiles.plot([-4, 4], [-4, 4], color=GREY, lw=0.8)
-    quantiles.plot(torch.special.ndtri(p), z, ".", ms=2, color=BLUE)
+    quantiles.plot(torch.special.ndtri(p), z[ranks], ".", ms=2.5, color=BLUE)
     quantiles.set(xlabel="normal quantile", ylabel="quantile of z")
     return Panel(
         title, figure, "Errors in units of their error bars against the standard normal distribution."
