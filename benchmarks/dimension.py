@@ -133,10 +133,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 10000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10000, 2000])
     parser.add_argument("--dimensions", type=int, nargs="+", default=[784, 20])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     for n in options.sizes:
         for d in options.dimensions:
             estimators(n, d, 3 if n < 5000 else 1)
