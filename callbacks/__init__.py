@@ -9,6 +9,7 @@ from observatory.callbacks.last_layer_uncertainty import LastLayerUncertainty
 from observatory.callbacks.layer_dimensionality import LayerDimensionality
 from observatory.callbacks.linear_ensemble_variances import LinearEnsembleVariances
 from observatory.callbacks.observatory import Observatory
+from observatory.callbacks.recovered_parameters import RecoveredParameters
 from observatory.callbacks.stage_checkpoint import StageCheckpoint
 from observatory.callbacks.trace_controlled import TraceControlledLearningRate
 from observatory.callbacks.weight_fluctuations import WeightFluctuations
@@ -20,6 +21,7 @@ __all__ = [
     "LayerDimensionality",
     "LinearEnsembleVariances",
     "Observatory",
+    "RecoveredParameters",
     "StageCheckpoint",
     "TraceControlledLearningRate",
     "WeightFluctuations",

@@ -6,6 +6,7 @@ from observatory.data.images import CIFAR10, MNIST, CIFAR10Subset, FashionMNIST,
 from observatory.data.langevin import LangevinTrajectories
 from observatory.data.linear import LinearTask
 from observatory.data.loading import EpochSampler, ResumableLoader, evaluation_loader, training_loader
+from observatory.data.observations import Observed, ObservedTrajectories, SimulatedTrajectories
 from observatory.data.recordings import TrajectorySet, read_trajectories
 from observatory.data.stacked import StackedData, StackedTensors
 from observatory.data.steps import Steps
@@ -27,7 +28,10 @@ __all__ = [
     "LangevinTrajectories",
     "LinearTask",
     "MissingData",
+    "Observed",
+    "ObservedTrajectories",
     "ResumableLoader",
+    "SimulatedTrajectories",
     "Splits",
     "StackedData",
     "StackedTensors",

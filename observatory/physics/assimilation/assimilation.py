@@ -114,6 +114,12 @@ class Assimilation(nn.Module):
     def _introduce(self, unknowns: Mapping[str, Unknown] | None) -> None:
         own = self.field.theta
         self.unknowns = dict(unknowns) if unknowns else {name: Unknown() for name in own}
+        refused = set(self.unknowns) & set(getattr(self.system, "hard_thresholds", ()))
+        if refused:
+            raise ValueError(
+                f"{', '.join(sorted(refused))}: the right-hand side jumps there, and a hard switch has no "
+                "gradient; let the system switch by Heaviside('sigmoid', width), or leave it known"
+            )
         self.z, self._keys = nn.ParameterDict(), {name: name.replace(".", "/") for name in self.unknowns}
         for name, unknown in self.unknowns.items():
             position_of(name, tuple(own), "parameter")
@@ -200,11 +206,12 @@ class Assimilation(nn.Module):
             return loss
         if first:
             raise ValueError(self._where_it_broke(query))
-        return torch.stack([0 * p.sum() for p in self.parameters() if p.requires_grad]).sum() + WALL
+        still = [torch.nan_to_num(p, 0, 0, 0).sum() for p in self.parameters() if p.requires_grad]
+        return 0 * torch.stack(still).sum() + WALL
 
     def validation_metrics(self, batch: Any) -> dict[str, Tensor]:
         """χ² per observation, and the estimates; of individual ones and tensors the mean."""
-        query, values = checked(batch, self.observed, self.systems)
+        query, values = self.begin(batch)
         data, gaps = self.residuals(query, values)
         metrics = {"misfit": data.square().sum() / values.isfinite().sum()}
         if self.segments > 1:
@@ -240,7 +247,7 @@ class Assimilation(nn.Module):
             )
         start = {name: self._buffer("start", name) for name in self.unknowns}
         own = {
-            n: v[query.which] if self.unknowns[n].individual else v.expand(len(values))
+            n: v[query.which] if self.unknowns[n].individual else v.expand(len(values)).clone()
             for n, v in start.items()
         }
         found, errors = weak_start(self.field, own, values, query.times)

@@ -38,7 +38,7 @@ class LevenbergMarquardt(nn.Module):
         largest: float = 0.5,
     ) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False)
+        self.model = model
         self.matching, self.iterations, self.largest = tuple(matching), iterations, largest
         together = any(not unknown.individual for unknown in model.unknowns.values())
         self.register_buffer("damping", model.states.new_full((1 if together else model.systems,), 1e-2))

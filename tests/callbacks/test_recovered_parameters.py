@@ -1,0 +1,66 @@
+"""A fit of trajectories that is watched: parameters, kernel, Fisher information; and not disturbed."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+
+from observatory.callbacks import CollectiveVariables, FisherInformation, RecoveredParameters
+from observatory.data import SimulatedTrajectories
+from observatory.physics.assimilation import Assimilation, LevenbergMarquardt, Unknown
+from observatory.physics.systems import DampedOscillator
+from observatory.records import open_run
+from observatory.report import write_report
+from observatory.training import Fit, Iterate
+
+
+def fitted(folder, method, callbacks, epochs):
+    unknowns = {"omega": Unknown(lower=0.0), "gamma": Unknown(lower=0.0)}
+    model = Assimilation(
+        DampedOscillator(1.8, 0.2), unknowns, systems=3, segments=4, step=0.11, relative_noise=0.01,
+        observed=("x",), matching=100.0,
+    )  # fmt: skip
+    truth = DampedOscillator(2.0, 0.3)
+    data = SimulatedTrajectories(truth, 3, 41, 4.0, [(0.5, 1.5), (-1.0, 1.0)], observed=("x",))
+    made = Iterate(LevenbergMarquardt(model, (1.0, 1e4), epochs // 2)) if method else Fit(model)
+    trainer = pl.Trainer(
+        default_root_dir=folder, accelerator="cpu", max_epochs=epochs, logger=False, callbacks=callbacks,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(made, data)
+    return model
+
+
+def test_gauss_newton_steps_are_recorded_with_their_errors(tmp_path):
+    fitted(tmp_path, True, [RecoveredParameters(every_n_steps=1, max_overhead=None, strict=True)], 8)
+    run = open_run(tmp_path / "observatory/run_0").instrument("fit")
+    assert run["value"].coordinates["parameter"] == ["omega", "gamma"]
+    assert run["value"].steps.tolist() == list(range(9))
+    value, error = run["estimate"].values[-1][0], run["error"].values[-1][0]
+    assert (abs(value - [2.0, 0.3]) < 5 * error).all() and (error < 0.05).all()
+    # 123 numbers, 26 unknowns, 18 ties: χ²/N = 0.93 with a spread of 13 %
+    assert abs(run["misfit"].values[-1] - 0.93) < 5 * 0.13 and run["misfit"].values[0] > 10
+    assert run["prediction"].values[-1].shape == run["observation"].values[-1].shape == (3, 41, 1)
+    texts = [finding.text for finding in _findings(run)]
+    assert texts[0].startswith("omega = ") and "χ²/N fell" in texts[1]
+    assert write_report(tmp_path / "observatory/run_0").is_file()
+
+
+def _findings(run):
+    from observatory.assimilated import RecoveredParameters as Instrument
+
+    assert len(Instrument.figures(run)) == 3
+    return Instrument.findings(run)
+
+
+def test_a_watched_fit_is_the_fit(tmp_path):
+    watching = [
+        callback(every_n_steps=1, max_overhead=None, strict=True)
+        for callback in (RecoveredParameters, CollectiveVariables, FisherInformation)
+    ]
+    watched = fitted(tmp_path / "a", False, watching, 3)
+    alone = fitted(tmp_path / "b", False, [], 3)
+    for name, value in watched.state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name]), name
+    run = open_run(tmp_path / "a/observatory/run_0")
+    assert (run["ntk/trace"].values > 0).all() and (run["fisher/trace"].values > 0).all()
