@@ -70,7 +70,7 @@ def lorenz(segments, systems=16):
 
 def worst_of(model):
     truth = {"sigma": 10.0, "rho": 28.0, "beta": 8 / 3}
-    return max(float((model.estimates()[name] / value - 1).abs().max()) for name, value in truth.items())
+    return max((model.estimates()[name] / value - 1).abs().max().item() for name, value in truth.items())
 
 
 @pytest.mark.parametrize("segments, iterations", [(45, 5), pytest.param(21, 10, marks=pytest.mark.slow)])
@@ -82,9 +82,9 @@ def test_chaos_by_multiple_shooting(segments, iterations):
     for _ in range(iterations * len(stages)):
         scalars = method.advance(batch)
     assert worst_of(model) < 5e-3
-    assert float(scalars["gap"]) < 0.02  # in units of the noise: one trajectory in the end
+    assert scalars["gap"].item() < 0.02  # in units of the noise: one trajectory in the end
     # 666 numbers in each of 16 systems, 138 unknowns and 132 ties: χ²/N = 0.99 with a spread of 1.4 %
-    assert float(scalars["misfit"]) == pytest.approx(0.99, abs=0.06)
+    assert scalars["misfit"].item() == pytest.approx(0.99, abs=0.06)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_chaos_in_one_shot_is_a_failure():
     method = LevenbergMarquardt(model, iterations=60)
     for _ in range(30):
         scalars = method.advance(batch)
-    assert worst_of(model) > 0.05 and float(scalars["misfit"]) > 100
+    assert worst_of(model) > 0.05 and scalars["misfit"].item() > 100
 
 
 def test_hidden_velocity_and_shared_parameters():
