@@ -22,7 +22,7 @@ def fitted(folder, method, callbacks, epochs):
     )  # fmt: skip
     truth = DampedOscillator(2.0, 0.3)
     data = SimulatedTrajectories(truth, 3, 41, 4.0, [(0.5, 1.5), (-1.0, 1.0)], observed=("x",))
-    made = Iterate(LevenbergMarquardt(model, (1.0, 1e4), epochs // 2)) if method else Fit(model)
+    made = Iterate(LevenbergMarquardt(model, (1e-2, 1.0, 1e4), epochs // 3)) if method else Fit(model)
     trainer = pl.Trainer(
         default_root_dir=folder, accelerator="cpu", max_epochs=epochs, logger=False, callbacks=callbacks,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -33,10 +33,10 @@ def fitted(folder, method, callbacks, epochs):
 
 
 def test_gauss_newton_steps_are_recorded_with_their_errors(tmp_path):
-    fitted(tmp_path, True, [RecoveredParameters(every_n_steps=1, max_overhead=None, strict=True)], 8)
+    fitted(tmp_path, True, [RecoveredParameters(every_n_steps=1, max_overhead=None, strict=True)], 15)
     run = open_run(tmp_path / "observatory/run_0").instrument("fit")
     assert run["value"].coordinates["parameter"] == ["omega", "gamma"]
-    assert run["value"].steps.tolist() == list(range(9))
+    assert run["value"].steps.tolist() == list(range(16))
     value, error = run["estimate"].values[-1][0], run["error"].values[-1][0]
     assert (abs(value - [2.0, 0.3]) < 5 * error).all() and (error < 0.05).all()
     # 123 numbers, 26 unknowns, 18 ties: χ²/N = 0.93 with a spread of 13 %

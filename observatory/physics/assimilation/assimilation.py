@@ -63,6 +63,7 @@ class Assimilation(nn.Module):
     start_states: Tensor
     state_unit: Tensor
     sigma: Tensor
+    matching: Tensor
     seen: Tensor
 
     def __init__(
@@ -85,7 +86,7 @@ class Assimilation(nn.Module):
         super().__init__()
         self.system, self.field = system.requires_grad_(False), VectorField(system)
         self.systems, self.segments, self.step = systems, segments, step
-        self.method, self.gradient, self.matching = method, gradient, matching
+        self.method, self.gradient = method, gradient
         self.components: tuple[str, ...] = tuple(getattr(system, "components", ()))
         self.observed = tuple(observed or self.components)
         self.columns = [position_of(name, self.components, "component") for name in self.observed]
@@ -109,6 +110,7 @@ class Assimilation(nn.Module):
         )
         self.register_buffer("state_unit", like.new_ones(systems, shape[2]))
         self.register_buffer("sigma", like.new_ones(systems, shape[2]))
+        self.register_buffer("matching", like.new_tensor(matching))  # it changes during a fit
         self.register_buffer("seen", torch.zeros(systems, dtype=torch.bool))
 
     def _introduce(self, unknowns: Mapping[str, Unknown] | None) -> None:

@@ -54,7 +54,7 @@ class LevenbergMarquardt(nn.Module):
         query, values = self.model.begin(batch)
         self.model.seen[query.which] = True
         done = int(self.steps)
-        self.model.matching = self.matching[min(done // self.iterations, len(self.matching) - 1)]
+        self.model.matching.fill_(self.matching[min(done // self.iterations, len(self.matching) - 1)])
         if done % self.iterations == 0 and done < self.iterations * len(self.matching):
             self.damping.fill_(1e-2)
         problem = Problem(self.model, query, values)
