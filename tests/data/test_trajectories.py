@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path: Path, cube: np
         ("slow.npz", "has time step 0.5, but dt=0.1 was given"),
         ("pickle.npy", "allow_pickle=False"),
         ("ragged.csv", "have 1 to 2 points: cut them equal"),
-        ("x.txt", "from .csv, .npy and .npz, not from x.txt"),
+        ("x.txt", "from .csv, .npy, .npz and .xvg, not from x.txt"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_trajectories(tmp_path / name, dt=0.1)
