@@ -12,6 +12,7 @@ SMALL: dict[str, dict[str, Any]] = {  # what a run of a dozen updates needs
     "WeightFluctuations": {"window": (3, 8), "directions": 3},
 }
 TOGETHER = {"Observatory"}  # made of the others
+ELSEWHERE = {"LinearEnsembleVariances"}  # looks at a kind of model that an ordinary run has not
 
 
 def watching_callbacks() -> dict[str, type[ObservingCallback]]:
@@ -22,5 +23,5 @@ def watching_callbacks() -> dict[str, type[ObservingCallback]]:
 
 def every_instrument(**options: Any) -> list[ObservingCallback]:
     """One callback of each public class; `options` for all of them, by default a look at every step."""
-    makers = {name: make for name, make in watching_callbacks().items() if name not in TOGETHER}
+    makers = {name: make for name, make in watching_callbacks().items() if name not in TOGETHER | ELSEWHERE}
     return [make(**(EVERY_STEP | SMALL.get(name, {}) | options)) for name, make in makers.items()]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from everything import every_instrument, watching_callbacks
+from everything import ELSEWHERE, TOGETHER, every_instrument, watching_callbacks
 
 from observatory.cli import main
 
@@ -26,7 +26,7 @@ def test_every_callback_is_public_listed_and_in_the_runs_with_all_of_them(capsys
     for file in (HERE.parent.parent / "callbacks").glob("*.py"):
         written |= set(re.findall(r"^class (\w+)\(ObservingCallback\)", file.read_text(), re.M))
     assert written == set(watching_callbacks())
-    assert {type(callback).__name__ for callback in every_instrument()} | {"Observatory"} == written
+    assert {type(callback).__name__ for callback in every_instrument()} | TOGETHER | ELSEWHERE == written
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
     assert all(re.search(rf"^  {name} +\S", listed, re.M) for name in written)

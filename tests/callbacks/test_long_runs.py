@@ -8,7 +8,7 @@ import resource
 import numpy as np
 import pytest
 import torch
-from everything import SMALL, TOGETHER, watching_callbacks
+from everything import ELSEWHERE, SMALL, TOGETHER, watching_callbacks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +20,9 @@ NEEDS_A_TRAINER = {"LastLayerUncertainty"}  # its rows are those of the Trainer'
 
 
 def instruments() -> list[observatory.Instrument]:
-    makers = {k: make for k, make in watching_callbacks().items() if k not in TOGETHER | NEEDS_A_TRAINER}
+    makers = {
+        k: make for k, make in watching_callbacks().items() if k not in TOGETHER | ELSEWHERE | NEEDS_A_TRAINER
+    }
     callbacks = [make(probe=8, **SMALL.get(name, {})) for name, make in makers.items()]
     return [station.instrument for callback in callbacks for station in callback.observer.stations]
 
