@@ -12,7 +12,7 @@ SMALL: dict[str, dict[str, Any]] = {  # what a run of a dozen updates needs
     "WeightFluctuations": {"window": (3, 8), "directions": 3},
 }
 TOGETHER = {"Observatory"}  # made of the others
-ELSEWHERE = {"LinearEnsembleVariances"}  # looks at a kind of model that an ordinary run has not
+ELSEWHERE = {"LinearEnsembleVariances", "RecoveredParameters"}  # look at kinds of model of their own
 
 
 def watching_callbacks() -> dict[str, type[ObservingCallback]]:
