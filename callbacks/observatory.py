@@ -17,4 +17,5 @@ class Observatory(ObservingCallback):
     """
 
     def __init__(self, **options: Unpack[WatchingOptions]) -> None:
-        super().__init__([ntk.CollectiveVariables(), dimension.LayerDimensionality(probe=1000)], **options)
+        layers = dimension.LayerDimensionality(probe=500, max_features=2048)  # a fraction of a second on a CPU
+        super().__init__([ntk.CollectiveVariables(), layers], **options)
