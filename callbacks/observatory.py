@@ -17,5 +17,5 @@ class Observatory(ObservingCallback):
     """
 
     def __init__(self, **options: Unpack[WatchingOptions]) -> None:
-        layers = dimension.LayerDimensionality(probe=500, max_features=2048)  # a fraction of a second on a CPU
+        layers = dimension.LayerDimensionality(probe=500, max_features=2048)  # cheap
         super().__init__([ntk.CollectiveVariables(), layers], **options)
