@@ -164,18 +164,16 @@ def _beside(tables: Sequence[_Table]) -> list[Section]:
     known = [t for t in tables if t.name in published_tables.NLL]
     if not known:
         return []
-    rows = []
-    for t in known:
-        row = [t.name]
-        for ours, theirs in (("rmse", published_tables.RMSE), ("nll", published_tables.NLL)):
-            row.append(_pm(t, ours))
-            row += [f"{p.value:g} ± {p.error:g}" for p in theirs[t.name].values()]
-        rows.append(row)
-    header = ["table"]
-    for kind in ("RMSE", "NLL"):
-        header += [f"{kind}, here", *(f"{kind}, {method}" for method in published_tables.METHODS)]
-    text = "; ".join(f"{method}: {source}" for method, source in published_tables.METHODS.items())
-    return [Section("Beside published figures", text, header=header, rows=rows)]
+    sections = []
+    for kind, ours, theirs in (("NLL", "nll", published_tables.NLL), ("RMSE", "rmse", published_tables.RMSE)):
+        rows = [
+            [t.name, _pm(t, ours), *(f"{p.value:g} ± {p.error:g}" for p in theirs[t.name].values())]
+            for t in known
+        ]
+        header = ["table", "here", *published_tables.METHODS]
+        text = "; ".join(f"{method}: {source}" for method, source in published_tables.METHODS.items())
+        sections.append(Section(f"{kind} beside published figures", text, header=header, rows=rows))
+    return sections
 
 
 def _likelihood_panel(tables: Sequence[_Table]) -> Panel:
