@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PADDING = -100  # the class that `cross_entropy` ignores
 ASYMMETRY = 1e-4  # of the largest entry; float32 Grams are symmetric to 1e-6
 
 
@@ -50,8 +51,8 @@ def collective_variables(
 
     Args:
         matrix: (..., n, n), symmetric and positive semi-definite.
-        targets: (n,) integer classes, taken one-hot, or (n, k) values: gives `alignment`,
-            `centred_alignment`.
+        targets: (n, ...) integer classes, of every site taken one-hot (-100, which marks padding, is no
+            class), or (n, k) values: gives `alignment`, `centred_alignment`.
         reference: (..., n, n), the kernel at initialisation for example: gives `distance` (Fort et al. 2020,
             arXiv:2010.15110).
         previous: the kernel of the look before, or (kernel, number of steps since): gives `velocity`.
@@ -147,16 +148,17 @@ def _cosine(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _outer(targets: Tensor, n: int) -> Tensor:
-    """YYᵀ."""
+    """YYᵀ; of classes at several sites (n, T), one-hot, it counts the sites at which two rows agree."""
     if len(targets) != n:
         raise ValueError(
             f"the kernel has {n} rows and there are {len(targets)} targets; "
             "alignment needs one target per row, as a trace-contracted kernel has"
         )
-    if not targets.is_floating_point():
-        return (targets[:, None] == targets[None, :]).double()
-    y = targets.reshape(n, -1).double()
-    return y @ y.T
+    y = targets.reshape(n, -1)
+    if targets.is_floating_point():
+        return y.double() @ y.double().T
+    padding = (y == PADDING).double()
+    return y.shape[1] - torch.cdist(y.double(), y.double(), p=0) - padding @ padding.T
 
 
 def _check(matrix: Tensor) -> None:

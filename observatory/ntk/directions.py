@@ -11,6 +11,7 @@ from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.look import Loss
 
 Kind = Literal["full", "trace", "mean", "sum_of_logits", "output", "loss", "fisher"]
+Sites = Literal["flat", "per_site"]  # outputs (N, ..., C): of N examples, or of every site an example
 KINDS: tuple[Kind, ...] = ("full", "trace", "mean", "sum_of_logits", "output", "loss", "fisher")
 CROSSED = ("full", "fisher")  # kernels between all pairs of directions; the others pair equal ones
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from observatory.looking.model import Forward, ModelFunction, Output
 from observatory.looking.probe import Probe
 from observatory.ntk.blocks import Block
 from observatory.ntk.claims import claims_of
-from observatory.ntk.directions import CROSSED, KINDS, Kind, output_directions
+from observatory.ntk.directions import CROSSED, KINDS, Kind, Sites, output_directions
 from observatory.ntk.gradients import rows
 from observatory.ntk.nonfinite import not_finite
 from observatory.ntk.sizes import sizes_of
@@ -27,7 +27,7 @@ def empirical_ntk(
     x2: Any = None,
     *,
     kind: Kind = "full",
-    outputs: Literal["flat", "per_site"] = "flat",
+    outputs: Sites = "flat",
     index: int | None = None,
     targets: Tensor | None = None,
     targets2: Tensor | None = None,
@@ -103,7 +103,7 @@ def empirical_ntk_by_layer(
     x2: Any = None,
     *,
     kind: Kind = "full",
-    outputs: Literal["flat", "per_site"] = "flat",
+    outputs: Sites = "flat",
     index: int | None = None,
     targets: Tensor | None = None,
     targets2: Tensor | None = None,

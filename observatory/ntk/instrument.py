@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from observatory.looking.look import Look
 from observatory.looking.probe import ProbeRequest
 from observatory.ntk import figures, findings
 from observatory.ntk.collective import collective_variables
+from observatory.ntk.directions import Sites
 from observatory.ntk.empirical import empirical_ntk
 from observatory.ntk.stages import Kind
 from observatory.ntk.stages_online import StageDetector
@@ -48,9 +49,13 @@ class CollectiveVariables(Instrument):
     """Trace, entropy and spectrum of the empirical NTK on the probe (Tovey et al. 2023, arXiv:2305.00995).
 
     The kernel is contracted over outputs, K_ij = Σ_c ∇f_c(x_i) · ∇f_c(x_j), of shape (n, n) for n examples.
-    The stage of learning is recognised as it comes, from the entropy (`StageDetector`).
+    Logits of a language model, (n, T, C), are T·C outputs of a sequence, or those of n·T examples; they take
+    as many backward passes, so give short sequences. The stage of learning is recognised as it comes, from
+    the entropy (`StageDetector`).
 
     Args:
+        outputs: "flat", or "per_site": every site of outputs (n, ..., C) is an example, K is (n·T, n·T), and
+            the kernel between all outputs must fit into memory while it is made (see `empirical_ntk`).
         keep_kernel: record the matrix itself at every look.
         options: see `Instrument`.
     """
@@ -58,8 +63,11 @@ class CollectiveVariables(Instrument):
     default_name = "ntk"
     default_probe = ProbeRequest(size=64, balanced=False)
 
-    def __init__(self, *, keep_kernel: bool = True, **options: Any) -> None:
+    def __init__(self, *, outputs: Sites = "flat", keep_kernel: bool = True, **options: Any) -> None:
         super().__init__(**options)
+        if outputs not in get_args(Sites):
+            raise ValueError(f"outputs must be 'flat' or 'per_site', got {outputs!r}")
+        self.outputs = outputs
         self.keep_kernel = keep_kernel
         self._reference: Tensor | None = None
         self._previous: tuple[Tensor, int] | None = None
@@ -72,17 +80,19 @@ class CollectiveVariables(Instrument):
         quantities["spectrum"] = Quantity(("rank",), "‖∇f‖²", "eigenvalues λ₁ ≥ ... ≥ λₙ of K")
         if self.keep_kernel:
             quantities["kernel"] = Quantity(
-                ("example", "example"), "‖∇f‖²", "K, examples sorted by class where the targets are classes"
+                ("example", "example"), "‖∇f‖²", "K, examples sorted by class where each has one"
             )
         return quantities
 
     def settings(self) -> dict[str, Any]:
-        return {"kernel": "trace-contracted", "keep_kernel": self.keep_kernel}
+        return {"kernel": "trace-contracted", "outputs": self.outputs, "keep_kernel": self.keep_kernel}
 
     def observe(self, look: Look) -> Mapping[str, Tensor]:
-        kernel = empirical_ntk(look.model, look.probe.inputs, kind="trace", allow_nonfinite=True)
-        targets = look.probe.targets if _one_per_row(look.probe.targets, kernel) else None
-        if targets is not None and not targets.is_floating_point():
+        kernel = empirical_ntk(
+            look.model, look.probe.inputs, kind="trace", outputs=self.outputs, allow_nonfinite=True
+        )
+        targets = _of_rows(look.probe.targets, len(kernel), len(look.probe))
+        if targets is not None and not targets.is_floating_point() and targets.ndim == 1:
             order = targets.argsort(stable=True)
             kernel, targets = kernel[order][:, order], targets[order]
         self._reference = kernel if self._reference is None else self._reference
@@ -143,5 +153,13 @@ class CollectiveVariables(Instrument):
         return findings.sentences(run)
 
 
-def _one_per_row(targets: Any, kernel: Tensor) -> bool:
-    return isinstance(targets, Tensor) and targets.ndim >= 1 and len(targets) == len(kernel)
+def _of_rows(targets: Any, rows: int, n: int) -> Tensor | None:
+    """Targets (rows, ...) of the kernel's rows, which are n examples or all their sites; None if there are
+    none that fit."""
+    if not isinstance(targets, Tensor) or targets.ndim == 0:
+        return None
+    if len(targets) == rows:
+        return targets.flatten() if targets.numel() == rows else targets
+    if len(targets) != n or targets.numel() % rows != 0:
+        return None
+    return targets.flatten() if targets.numel() == rows else targets.reshape(rows, -1)

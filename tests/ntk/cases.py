@@ -127,6 +127,34 @@ class Recurrent(nn.Module):
         return self.head(h)
 
 
+class Sequences(nn.Module):
+    """A fused recurrent layer, which has no batching rule; the last place is read."""
+
+    def __init__(self, layer: type[nn.RNNBase], **options: object) -> None:
+        super().__init__()
+        self.layer = layer(4, 5, batch_first=True, **options)
+        self.head = nn.Linear(10 if self.layer.bidirectional else 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0][:, -1])
+
+
+class Routed(nn.Module):
+    """Inputs decide which layer sees an example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive = x[:, 0] > 0
+        hidden = x.new_zeros(len(x), 4)
+        for chosen, layer in ((positive, self.one), (~positive, self.two)):
+            if bool(chosen.any()):
+                hidden[chosen] = layer(x[chosen])
+        return self.head(torch.tanh(hidden))
+
+
 def convolution(**options: object) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(4, 6, 3, **options),
@@ -226,6 +254,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "windows": (Windows, lambda: torch.randn(4, 6, 4)),
     "class token": (ClassToken, lambda: torch.randn(3, 5, 4)),
     "recurrent cell": (Recurrent, lambda: torch.randn(5, 3, 4)),
+    "recurrent layer": (lambda: Sequences(nn.RNN), lambda: torch.randn(5, 3, 4)),
+    "gated recurrent layer": (
+        lambda: Sequences(nn.GRU, num_layers=2, dropout=0.3),
+        lambda: torch.randn(5, 3, 4),
+    ),
+    "long short-term memory": (lambda: Sequences(nn.LSTM, bidirectional=True), lambda: torch.randn(5, 3, 4)),
+    "routed": (Routed, lambda: torch.randn(6, 5)),
     "one output without an axis": (
         lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1), nn.Flatten(0)),
         lambda: torch.randn(6, 5),

@@ -89,6 +89,17 @@ def test_alignment_with_real_targets():
     assert got.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_alignment_with_classes_at_several_sites():
+    """Against one-hot targets written out, (n, T·C); padding is no class."""
+    y = torch.randint(3, (8, 5))
+    y[2, 3:] = y[5, 4:] = -100
+    hot = (y[..., None] == torch.arange(3)).double().flatten(1)
+    one = collective_variables(random_kernel(8), targets=y)
+    other = collective_variables(random_kernel(8), targets=hot)
+    assert one.alignment.item() == pytest.approx(other.alignment.item(), rel=1e-12)
+    assert one.centred_alignment.item() == pytest.approx(other.centred_alignment.item(), rel=1e-12)
+
+
 def test_distance_and_velocity():
     one, other = random_kernel(seed=1), random_kernel(seed=2)
     expected = 1 - (one * other).sum() / one.norm() / other.norm()

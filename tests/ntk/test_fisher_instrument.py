@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cases import jacobian, make
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -71,6 +72,24 @@ def test_what_is_recorded_is_what_the_functions_say():
         assert found[name].item() == pytest.approx(expected.item(), rel=1e-5)
     assert found["loss"].item() == pytest.approx(nn.functional.cross_entropy(net(x), y).item(), rel=1e-6)
     assert found["trace_error"] == 0 and found["log_slope"].isnan()
+
+
+@pytest.mark.parametrize("name", ["recurrent layer", "gated recurrent layer", "long short-term memory"])
+def test_recurrent_networks(name):
+    """Against Σ_y p_y ‖∇ ln p_y‖² and the labelled gradients, from the explicit Jacobian."""
+    net, x = make(name)
+    y = torch.tensor([2, 0, 1, 2, 0])
+    found = FisherInformation().observe(Look(ModelFunction.of(net), Probe(x, y), step=0, epoch=0))
+    j, p = jacobian(net, x), ModelFunction.of(net)(x).softmax(-1)
+    scores = torch.einsum("iyc,icp->iyp", p[:, None] - torch.eye(3), j)
+    labelled = scores[torch.arange(5), y]
+    expected = {
+        "trace": (p * scores.square().sum(2)).sum() / 5,
+        "empirical_trace": labelled.square().sum() / 5,
+        "signal": labelled.mean(0).square().sum(),
+    }
+    for key, value in expected.items():
+        assert found[key].item() == pytest.approx(value.item(), rel=1e-10)
 
 
 def test_run_is_recorded_drawn_and_described(tmp_path):

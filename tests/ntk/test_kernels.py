@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from observatory.looking import ModelFunction
 from observatory.ntk import empirical_ntk, empirical_ntk_by_layer, to_matrix
 
-CONTRACTED = [
-    name
-    for name in CASES
-    if name not in ("bypassed", "weight norm", "recurrent cell", "transposed convolution")
-]
+BY_DEFINITION = ("bypassed", "weight norm", "recurrent cell", "transposed convolution")
+ONE_BY_ONE = ("recurrent layer", "gated recurrent layer", "long short-term memory", "routed")
+CONTRACTED = [name for name in CASES if name not in BY_DEFINITION + ONE_BY_ONE]
 
 
 def full(module: nn.Module, x: Tensor) -> Tensor:
@@ -147,7 +145,18 @@ def test_everything_else_is_covered_by_rules(name, caplog):
         assert (parameter in named) == parameter.startswith("positions")  # the same for all examples
 
 
-@pytest.mark.parametrize("name", ["bypassed", "weight norm", "recurrent cell", "transposed convolution"])
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_examples_that_cannot_be_batched_are_looked_at_one_by_one(name, caplog):
+    module, x = make(name)
+    function = ModelFunction.of(module)
+    with caplog.at_level(logging.INFO, "observatory.ntk"):
+        empirical_ntk(function, x, kind="trace")
+        empirical_ntk(function, x, kind="trace")  # it is known by now
+    named = [record.getMessage() for record in caplog.records]
+    assert sum(message.startswith("examples are looked at one by one") for message in named) == 1
+
+
+@pytest.mark.parametrize("name", BY_DEFINITION)
 def test_what_no_rule_covers_is_named_once(name, caplog):
     module, x = make(name)
     with caplog.at_level(logging.INFO, "observatory.ntk"):
