@@ -19,6 +19,8 @@ FITTING = ("fit", "validate", "test", "predict")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:  # a console script does not find the classes in the folder where it is called
+        sys.path.append("")
     if arguments and arguments[0] in FITTING:
         from observatory.fitting import fit
 

@@ -52,7 +52,9 @@ def test_it_is_a_lightning_callback(tmp_path):
     assert len(record["mean"]) > 5
 
 
-@pytest.mark.parametrize("name", ["security.md", "write_an_instrument.md", "architecture.md"])
+@pytest.mark.parametrize(
+    "name", ["security.md", "write_an_instrument.md", "your_own_physics_model.md", "architecture.md"]
+)
 def test_documents_name_files_and_functions_that_exist(name):
     """What stands in backticks and looks like a path of the repository is one."""
     root = GUIDE.parent.parent

@@ -93,7 +93,8 @@ class Block:
         for start in range(0, self.d, step):
             v = self.directions[start : start + step]
             found = example_gradients(self.function, self.x, v, self.claims.fallback)
-            yield {name: gradient.flatten(2).transpose(0, 1) for name, gradient in found.items()}
+            # a parameter may be a single number without dimensions
+            yield {name: g.reshape(*g.shape[:2], -1).transpose(0, 1) for name, g in found.items()}
 
     def all_by_definition(self) -> dict[str, Tensor]:
         """Gradients (D, n, P) of the parameters that no rule covers, by name, in all directions."""

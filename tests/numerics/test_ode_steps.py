@@ -175,3 +175,24 @@ def test_what_cannot_be_integrated_is_refused():
 
     with pytest.raises(ValueError, match="stiff or singular"):
         adaptive_grid(Blows(), y, torch.tensor([0.0, 2.0], dtype=F64))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_steps_below_vmap_are_those_of_the_whole_batch(axis):
+    """Mapped over lanes, along any axis: the same steps, and the same refusal of times that go backwards."""
+    times = torch.rand(7, 3, 5, dtype=F64, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    whole, saves = uniform_grid(times, 0.2), []
+
+    def mapped(lanes):
+        grid = uniform_grid(lanes, 0.2)
+        saves.append(grid.saves)
+        return grid.starts, grid.sizes
+
+    over = torch.func.vmap(mapped, in_dims=axis, out_dims=2)
+    starts, sizes = over(times.movedim(2, axis))
+    assert saves == [whole.saves] and max(torch.tensor(whole.saves).diff()) > 1
+    assert torch.equal(starts, whole.starts) and torch.equal(sizes, whole.sizes)
+    with pytest.raises(ValueError, match="time 6 does not come after time 5"):
+        backwards = times.clone()
+        backwards[6, 2, 4] = 0.0
+        over(backwards.movedim(2, axis))

@@ -23,6 +23,8 @@ class Grid:
 def uniform_grid(times: Tensor, step: float) -> Grid:
     """Each interval between two times cut into the fewest equal steps of at most `step`.
 
+    Below `torch.func.vmap` the lanes are all that are mapped over: the steps are those of the whole batch.
+
     Args:
         times: the times at which the state is wanted, shape (T,) or (T, *lanes) with a grid of its own per
             lane; in a lane times may repeat, and the state then stands still.
@@ -34,16 +36,15 @@ def uniform_grid(times: Tensor, step: float) -> Grid:
     if not step > 0:
         raise ValueError(f"the step must be positive, got {step:g}")
     intervals = checked_intervals(times)
-    longest = intervals.reshape(len(intervals), -1).amax(1)
+    longest = _over_lanes(intervals.reshape(len(intervals), -1).amax(1))
     # an interval of 20 steps may come out as 20 + 10⁻¹⁵ of them
     counts = torch.ceil(longest / step * (1 - 1e-9)).long().clamp_min(1)
-    fraction = torch.arange(int(counts.sum()), device=times.device)
-    first = counts.cumsum(0) - counts
-    fraction = fraction - first.repeat_interleave(counts)  # position of each step within its interval
-    fraction = fraction.reshape(-1, *[1] * (times.ndim - 1)).to(times)
-    sizes = intervals / counts.reshape(-1, *[1] * (times.ndim - 1)).to(times)
-    sizes = sizes.repeat_interleave(counts, 0)
-    starts = times[:-1].repeat_interleave(counts, 0) + fraction * sizes
+    interval = torch.arange(len(counts), device=times.device).repeat_interleave(counts)
+    # position of each step within its interval
+    position = torch.arange(len(interval), device=times.device) - (counts.cumsum(0) - counts)[interval]
+    lanes = (-1, *[1] * (times.ndim - 1))
+    sizes = (intervals / counts.to(times.dtype).reshape(lanes))[interval]
+    starts = times[:-1][interval] + position.to(times.dtype).reshape(lanes) * sizes
     return Grid(starts, sizes, (0, *counts.cumsum(0).tolist()))
 
 
@@ -53,9 +54,18 @@ def checked_intervals(times: Tensor) -> Tensor:
         raise ValueError(f"times are floating-point and at least two, got {times.dtype} {tuple(times.shape)}")
     intervals = times.diff(dim=0)
     wrong = ~(intervals >= 0) if times.ndim > 1 else ~(intervals > 0)
-    if wrong.any():
-        k = int(wrong.reshape(len(intervals), -1).any(1).nonzero()[0])
+    somewhere = _over_lanes(wrong.reshape(len(intervals), -1).any(1))
+    if somewhere.any():
+        k = int(somewhere.nonzero()[0])
         raise ValueError(
             f"times must increase, but time {k + 1} does not come after time {k}: {times[k : k + 2]}"
         )
     return intervals
+
+
+def _over_lanes(found: Tensor) -> Tensor:
+    """The largest of values (K,) over all that `vmap` maps over: a plain tensor, on which code may branch.
+
+    Reductions keep mapped dimensions in front.
+    """
+    return torch.func.debug_unwrap(found.detach()).reshape(-1, len(found)).amax(0)

@@ -34,7 +34,8 @@ def integrate(
 
     - "plain": automatic differentiation through the steps. Exact, of any order; remembers every intermediate.
     - "checkpointed": the same gradient, exact; remembers the first state and those of `snapshots` steps and
-      recomputes the rest, at most r times where (s+r choose s) ≥ n for n steps and s = snapshots + 1.
+      recomputes the rest, at most r times where (s+r choose s) ≥ n for n steps and s = snapshots + 1. Below
+      transforms of `torch.func`, which differentiate in ways of their own, it is "plain".
     - "interpolated": the adjoint differential equation, solved backwards beside the interpolated solution.
       Approximate to the order of the method, as the equation and its discretisation do not commute.
     - "backsolve": the same with the solution integrated backwards too; unsound where it contracts.
@@ -64,7 +65,7 @@ def integrate(
             raise ValueError(
                 f"states are float32 or float64, got {leaf.dtype}: smaller ones do not resolve a step"
             )
-    if gradient == "plain":
+    if gradient == "plain" or (gradient == "checkpointed" and torch._C._are_functorch_transforms_active()):
         step = field.step(tableau, compiled=compiled)
         saved, wanted = [y], set(grid.saves)
         for k, (t, h) in enumerate(zip(grid.starts.unbind(), grid.sizes.unbind(), strict=True), start=1):
