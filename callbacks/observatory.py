@@ -10,7 +10,10 @@ from observatory.callbacks.options import WatchingOptions
 
 
 class Observatory(ObservingCallback):
-    """Every instrument there is, with its defaults: `Trainer(callbacks=[Observatory()])`.
+    """Kernel, Fisher information and layers, with their defaults: `Trainer(callbacks=[Observatory()])`.
+
+    Every instrument that needs nothing but the network and a few examples. `WeightFluctuations` (a window of
+    steps) and `LastLayerUncertainty` (all training data) are added by name.
 
     Args:
         options: see `WatchingOptions`; `max_overhead` is that of all instruments together.
@@ -18,4 +21,4 @@ class Observatory(ObservingCallback):
 
     def __init__(self, **options: Unpack[WatchingOptions]) -> None:
         layers = dimension.LayerDimensionality(probe=500, max_features=2048)  # cheap
-        super().__init__([ntk.CollectiveVariables(), layers], **options)
+        super().__init__([ntk.CollectiveVariables(), ntk.FisherInformation(), layers], **options)
