@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,8 +43,10 @@ class ModelFunction:
     forward: Forward | None = None  # forward(module, inputs) -> output; default: module(inputs)
     output: Output | None = None  # output(whatever the model returns) -> tensor (N, ..., C)
     _called: nn.Module = field(init=False, repr=False)
+    _recurrent: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_recurrent", any(isinstance(m, nn.RNNBase) for m in self.twin.modules()))
         object.__setattr__(self, "_called", _Called(self.twin, self.forward).eval())
 
     @classmethod
@@ -114,9 +117,10 @@ class ModelFunction:
         """
         tensors = self.parameters | dict(theta or {}) | {name: b.clone() for name, b in self.buffers.items()}
         try:
-            returned = torch.func.functional_call(
-                self._called, {f"module.{name}": tensor for name, tensor in tensors.items()}, (inputs,)
-            )
+            with self._differentiable():
+                returned = torch.func.functional_call(
+                    self._called, {f"module.{name}": tensor for name, tensor in tensors.items()}, (inputs,)
+                )
         except (TypeError, NotImplementedError, AttributeError, KeyError) as error:
             if self.forward is not None:
                 raise
@@ -133,6 +137,10 @@ class ModelFunction:
                 "name the part that is meant with output=, for example output=lambda out: out[0]"
             )
         return returned
+
+    def _differentiable(self) -> AbstractContextManager[None]:
+        """The recurrent layers of cuDNN have derivatives in training mode only; those of PyTorch always."""
+        return torch.backends.cudnn.flags(enabled=False) if self._recurrent else nullcontext()
 
 
 def _words(inputs: Any) -> str:

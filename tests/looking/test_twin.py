@@ -227,3 +227,29 @@ def test_module_of_a_function_shares_parameters_and_survives_what_cannot_be_copi
         assert module[1].running_mean.data_ptr() != net[1].running_mean.data_ptr()
         x = torch.randn(5, 3)
         assert torch.equal(module(x), function(x))
+
+
+class Noting(Recurrent):
+    """Notes whether cuDNN may be used."""
+
+    allowed: bool | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        Noting.allowed = torch.backends.cudnn.enabled
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_recurrent_layers_have_derivatives_in_evaluation_mode(device):
+    """Those of cuDNN have none, so that they are not used, and only while the model runs."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    net, x = Noting().to(device), torch.randn(3, 5, 3, device=device)
+    function = ModelFunction.of(net)
+    theta = {name: p.clone().requires_grad_() for name, p in function.theta.items()}
+    before = torch.backends.cudnn.enabled
+    found = torch.autograd.grad(function(x, theta).sum(), list(theta.values()))
+    assert Noting.allowed is False and torch.backends.cudnn.enabled == before
+    expected = torch.autograd.grad(net(x).sum(), list(net.parameters()))  # in training mode
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -139,6 +139,22 @@ class Sequences(nn.Module):
         return self.head(self.layer(x)[0][:, -1])
 
 
+class Packed(nn.Module):
+    """Sequences of unequal length, filled up with 0; they cannot be packed unless lengths are numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.layer = nn.Embedding(6, 4), nn.GRU(4, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        lengths = (tokens > 0).sum(1).cpu()
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.tokens(tokens), lengths, batch_first=True, enforce_sorted=False
+        )
+        return self.head(self.layer(packed)[1][-1])
+
+
 class Routed(nn.Module):
     """Inputs decide which layer sees an example."""
 
@@ -260,6 +276,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: torch.randn(5, 3, 4),
     ),
     "long short-term memory": (lambda: Sequences(nn.LSTM, bidirectional=True), lambda: torch.randn(5, 3, 4)),
+    "packed sequences": (
+        Packed,
+        lambda: torch.tensor([[1, 2, 0, 0], [3, 4, 5, 1], [2, 2, 2, 0], [5, 0, 0, 0], [1, 1, 3, 3]]),
+    ),
     "routed": (Routed, lambda: torch.randn(6, 5)),
     "one output without an axis": (
         lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1), nn.Flatten(0)),

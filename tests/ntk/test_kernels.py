@@ -13,7 +13,13 @@ from observatory.looking import ModelFunction
 from observatory.ntk import empirical_ntk, empirical_ntk_by_layer, to_matrix
 
 BY_DEFINITION = ("bypassed", "weight norm", "recurrent cell", "transposed convolution")
-ONE_BY_ONE = ("recurrent layer", "gated recurrent layer", "long short-term memory", "routed")
+ONE_BY_ONE = (
+    "recurrent layer",
+    "gated recurrent layer",
+    "long short-term memory",
+    "packed sequences",
+    "routed",
+)
 CONTRACTED = [name for name in CASES if name not in BY_DEFINITION + ONE_BY_ONE]
 
 
