@@ -227,6 +227,7 @@ SCENES: dict[str, tuple[Accident, int]] = {
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     output = os.dup(1)
     for name in sys.argv[2:] or SCENES:
         folder = Path(sys.argv[1]) / name

@@ -18,7 +18,7 @@ import yaml
 from observatory.running import run_experiment
 from observatory.running.bookmark import Bookmark
 
-KILLS, SLOWEST = 3, 1.5  # of attempts, s
+KILLS, SLOWEST = 6, 1.5  # of attempts, s
 
 STUDY = {
     "base": {

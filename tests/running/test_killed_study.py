@@ -14,7 +14,8 @@ from observatory.records import open_run
 from observatory.running import run_experiment
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_instants_it_concludes_the_same(seed: int, tmp_path: Path) -> None:
     file = killed_study.write_study(tmp_path / "small.yaml")
     script = [sys.executable, killed_study.__file__, file, tmp_path / "killed", str(seed)]
@@ -30,15 +31,3 @@ def test_killed_at_random_instants_it_concludes_the_same(seed: int, tmp_path: Pa
         for name in one:  # all steps, each once, each value bit for bit
             assert np.array_equal(one[name].steps, other[name].steps)
             assert np.array_equal(one[name].values, other[name].values, equal_nan=True)
-
-
-def test_finished_runs_are_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = killed_study.write_study(tmp_path / "small.yaml")
-    run_experiment(file, output=tmp_path)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("small/*=*/**/*") if p.is_file()}
-    conclusion = (tmp_path / "small/conclusion.json").read_bytes()
-    run_experiment(file, output=tmp_path)
-    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("small/*=*/**/*") if p.is_file()}
-    assert (tmp_path / "small/conclusion.json").read_bytes() == conclusion
-    run_experiment(file, output=tmp_path, dry_run=True)
-    assert "all valid, 4 of them finished" in capsys.readouterr().out

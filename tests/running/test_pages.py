@@ -34,6 +34,17 @@ def test_the_page_of_a_study_has_verdict_table_and_plan(study: Path) -> None:
     assert "Wider networks" in (study / "report.md").read_text()
 
 
+def test_finished_runs_are_not_repeated(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = study.parent / f"{EVIL}.yaml"
+    before = {path: path.stat().st_mtime_ns for path in study.glob("*=*/**/*") if path.is_file()}
+    conclusion = (study / "conclusion.json").read_bytes()
+    run_experiment(file, output=study.parent)
+    assert before == {path: path.stat().st_mtime_ns for path in study.glob("*=*/**/*") if path.is_file()}
+    assert (study / "conclusion.json").read_bytes() == conclusion
+    run_experiment(file, output=study.parent, dry_run=True)
+    assert "all valid, 4 of them finished" in capsys.readouterr().out
+
+
 def test_a_comparison_says_what_differs(study: Path, tmp_path: Path) -> None:
     runs = sorted(study.glob("widths*"))
     page = write_comparison(runs, tmp_path / "comparison.html")

@@ -66,7 +66,7 @@ def test_each_member_leaves_what_it_leaves_alone(tmp_path: Path, monkeypatch: py
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
-    base = with_base(observe=OBSERVE, model__init_args__optimizer=optimizer)
+    base = with_base(observe=OBSERVE, model__init_args__optimizer=optimizer, report=False)
     (tmp_path / "alone").mkdir()
     alone = folders_of(tmp_path / "alone", base=base, sweep=SWEEP)
     (tmp_path / "stacked").mkdir()
