@@ -33,7 +33,10 @@ def test_jobs_of_this_machine_conclude_as_this_process_does(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_job_that_fails_is_named_when_the_others_are_done(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    sweep = {"seed_everything": [0, 1], "data.init_args.subset": [500, 100000]}
+    sweep = {
+        "model.init_args.network.init_args.widths": [[64, 8, 10], [64, 16, 10]],
+        "data.init_args.subset": [500, 100000],
+    }
     file = killed_study.write_study(tmp_path / "small.yaml", sweep=sweep, stack=False)
     with pytest.raises(RuntimeError, match=r"2 of 4 jobs failed.*subset"):
         run_experiment(file, output=tmp_path, submit="local")
