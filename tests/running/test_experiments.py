@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -71,8 +72,6 @@ def test_what_is_wrong_is_said_in_one_line(
     assert refused.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    import re
-
     assert re.search(message, lines[0])
 
 

@@ -16,6 +16,7 @@ from observatory.report import read_metrics
 from observatory.running import plan_runs, read_experiment
 from observatory.running.execution import END, RunFolder, execute
 from observatory.running.stack import Unit, units_of
+from observatory.running.sweep import with_values
 
 CALLBACKS = "observatory.callbacks"
 
@@ -31,8 +32,6 @@ def folders_of(root: Path, **changes: Any) -> list[RunFolder]:
 
 def with_base(**values: Any) -> dict[str, Any]:
     """The base of the small study with dotted keys changed."""
-    from observatory.running.sweep import with_values
-
     return with_values(killed_study.STUDY["base"], {key.replace("__", "."): v for key, v in values.items()})
 
 
@@ -77,7 +76,6 @@ def test_each_member_leaves_what_it_leaves_alone(tmp_path: Path, monkeypatch: py
     for folder, together in zip(alone, finished, strict=True):
         own = execute(folder)
         assert (own.name, own.point) == (together.name, together.point)
-        # Lightning's names of a step's metric with and without its epoch's
         assert set(own.metrics) == set(together.metrics)
         for name, value in own.metrics.items():
             assert together.metrics[name] == pytest.approx(value, rel=2e-3, abs=1e-5, nan_ok=True), name
