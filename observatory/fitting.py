@@ -99,6 +99,8 @@ def fit(arguments: Sequence[str]) -> int:
 def quiet() -> None:
     """Leave out what Lightning says of itself and not of the run."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    # data modules offer what a method without validation has no use for
+    warnings.filterwarnings("ignore", message="You passed in a `val_dataloader`")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip: For seamless" not in record.getMessage()
     )

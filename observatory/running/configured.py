@@ -60,7 +60,8 @@ def quietly() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The number of training batches")
+            for known in ("The number of training batches", "You passed in a `val_dataloader`"):
+                warnings.filterwarnings("ignore", message=known)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
