@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -111,7 +111,7 @@ class StackedData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         sets = [member.dataset("train") for member in self.members]
-        samplers = [EpochSampler(s, seed=m.seed) for s, m in zip(sets, self.members, strict=True)]
+        samplers = [cast(EpochSampler, member.train_dataloader().sampler) for member in self.members]
         return ResumableLoader(
             StackedTensors(sets),
             self.members[0].batch_size,
