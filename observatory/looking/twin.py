@@ -53,30 +53,28 @@ def weightless_twin(module: nn.Module) -> nn.Module:
         )
     for submodule in module.modules():
         _leave_behind(submodule, memo)
-    try:
-        twin = _copied(module, dict(memo))
-    except Exception:  # some plain attribute: which one is only known by trying each
-        for submodule in module.modules():
-            _share_uncopyable(submodule, memo)
-        twin = _copied(module, memo)
-    parts = dict(twin.named_modules())
-    twins = {id(part): parts[name] for name, part in module.named_modules() if name in parts}
-    for part in twin.modules():
-        if isinstance(part, OptimizedModule):  # a submodule wrapped by torch.compile
-            part.__dict__["forward"] = part._orig_mod.__call__
-        else:
-            part.__dict__.update(_own_functions(part, twins))
-    return twin.eval()
+    return copy_with(module, memo).eval()
 
 
 def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy with other objects in the places of those in `memo`; shares what cannot be copied."""
+    """A deep copy with other objects in the places of those in `memo`; shares what cannot be copied.
+
+    It is eager, and its functions in attributes are its own.
+    """
     try:
-        return _copied(module, dict(memo))
+        made = _copied(module, dict(memo))
     except Exception:  # some plain attribute: which one is only known by trying each
         for submodule in module.modules():
             _share_uncopyable(submodule, memo)
-        return _copied(module, memo)
+        made = _copied(module, memo)
+    parts = dict(made.named_modules())
+    own = {id(part): parts[name] for name, part in module.named_modules() if name in parts}
+    for part in made.modules():
+        if isinstance(part, OptimizedModule):  # wrapped by torch.compile, and again by every deep copy
+            part.__dict__["forward"] = part._orig_mod.__call__
+        else:
+            part.__dict__.update(_own_functions(part, own))
+    return made
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -92,7 +90,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _own_functions(part: nn.Module, twins: Mapping[int, nn.Module]) -> dict[str, Any]:
-    """Functions kept in attributes, eager and bound to the twin: `deepcopy` copies no function.
+    """Functions kept in attributes, eager and bound to the copy: `deepcopy` copies no function.
 
     `self.encode = torch.compile(self.encode)` and `self.act = lambda x: self.net(x)` refer to the module in
     training, in whose mode and with whose weights they would run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from observatory.looking.ranks import warn
-from observatory.looking.twin import unwrapped
+from observatory.looking.twin import copy_with, unwrapped
 from observatory.observing.dashboard import Dashboard
 from observatory.observing.instrument import Instrument
 from observatory.observing.observer import Observer
@@ -80,7 +79,7 @@ def replay(
         ValueError: if no checkpoint can be read, one does not fit the model, or `steps` does not match them.
     """
     series = _series(checkpoints, steps, strict=strict)
-    seen = copy.deepcopy(unwrapped(model))
+    seen = copy_with(unwrapped(model), {})
     schedule = Schedule(every_n_steps=1)
     observer = Observer(instruments, schedule=schedule, max_overhead=None, strict=strict)
     source = probe if isinstance(probe, ProbeSource) else source_of(probe)

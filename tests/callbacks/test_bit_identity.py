@@ -5,6 +5,7 @@ random streams and metrics, whatever the precision, the compiler and the optimiz
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,20 +17,29 @@ from runs import Snapshot, fit
 from observatory.records import open_run
 
 # the compiler's own, without any callback
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 
 
 def assert_undisturbed(tmp_path, looks: int = 9, **kwargs: Any) -> None:
     """Equal with and without; and every instrument did look, without a failure (`strict`)."""
-    torch._dynamo.reset()
-    without: Snapshot = fit(tmp_path / "without", **kwargs)
-    torch._dynamo.reset()
-    extra = kwargs.pop("callbacks", [])
-    fit(tmp_path / "with", [*every_instrument(), *extra], **kwargs).assert_same(without)
+    without, compiled = compiling(tmp_path / "without", **kwargs)
+    watched, again = compiling(tmp_path / "with", callbacks=every_instrument(), **kwargs)
+    watched.assert_same(without)
+    assert again == compiled  # a look that compiled something would change the training's own code
     run = open_run(tmp_path / "with/observatory/run_0")
     assert run.instruments
     for name in run.instruments:
         assert max(len(run[f"{name}/{quantity}"]) for quantity in run.instrument(name)) >= looks
+
+
+def compiling(root: Path, **kwargs: Any) -> tuple[Snapshot, dict[str, int]]:
+    """A run, and how many frames were compiled for it."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return fit(root, **kwargs), dict(torch._dynamo.utils.counters["frames"])
 
 
 @pytest.mark.parametrize("cell", COMMON, ids=" · ".join)

@@ -229,6 +229,30 @@ def test_module_of_a_function_shares_parameters_and_survives_what_cannot_be_copi
         assert torch.equal(module(x), function(x))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_module_of_a_function_is_that_function(case):
+    make, draw = CASES[case]
+    function, x = ModelFunction.of(make()), draw()
+    assert torch.equal(function.module()(x), function(x))
+
+
+def test_module_of_a_function_is_not_compiled_again():
+    """Deep copies of `torch.compile(net)` share its compiled code: calling one would compile it anew."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    net = nn.Sequential(torch.compile(nn.Linear(3, 4), backend=backend), nn.Tanh())
+    net(torch.randn(2, 3))
+    assert len(compiled) == 1
+    for batch in (2, 5, 7):
+        with torch.no_grad():
+            ModelFunction.of(net).module()(torch.randn(batch, 3))
+    assert len(compiled) == 1
+
+
 class Noting(Recurrent):
     """Notes whether cuDNN may be used."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -75,6 +76,28 @@ def test_weights_are_found_wherever_a_checkpoint_keeps_them(tmp_path, place):
     run = observatory.replay(other, [content], steps=[7], probe=x, instruments=[Outputs()], out=tmp_path)
     assert run["outputs/outputs"].steps.tolist() == [7]
     np.testing.assert_array_equal(run["outputs/outputs"].values[0], model.eval()(x).detach())
+
+
+class Closed(nn.Module):
+    """Calls its layer through a function that `copy.deepcopy` leaves with the layer of the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.call = lambda x: self.layer(x)
+        self.unread = open(os.devnull)  # noqa: SIM115 - which it refuses
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.call(x)
+
+
+def test_a_module_that_deepcopy_cannot_copy_is_replayed(tmp_path):
+    model, x = Closed(), batches()[0][0]
+    state = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    run = observatory.replay(model, [state], probe=x, instruments=[Outputs()], out=tmp_path)
+    expected = x.sum(1, keepdim=True).expand(-1, 3) + 1
+    np.testing.assert_allclose(run["outputs/outputs"].values[0], expected, rtol=1e-5, atol=1e-6)
+    model.unread.close()
 
 
 def test_of_two_copies_the_prefix_chooses(tmp_path):
