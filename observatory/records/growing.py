@@ -79,13 +79,18 @@ class GrowingArray:
     def append(self, step: int, time: float, value: NDArray) -> None:
         """Append one record. If the disk is full the file is as before, and OSError is raised.
 
+        The first record settles the type: later ones of its kind (float32 among float64) are cast to it.
+
         Raises:
-            ValueError: if the value has another shape than the records before it.
+            ValueError: if the value has another shape than the records before it, or is of another kind, such
+                as real numbers among integers.
         """
         if value.shape != self._shape:
             raise ValueError(
                 f"{self.path} holds values of shape {self._shape}, got one of shape {value.shape}"
             )
+        if not np.can_cast(value.dtype, self.dtype["value"].base, "same_kind"):
+            raise ValueError(f"{self.path} holds values of {_words(self.dtype)}, got one of {value.dtype}")
         data = _CLOCK.pack(step, time) + value.astype(self.dtype["value"].base, copy=False).tobytes()
         end = HEADER_BYTES + self.count * self.dtype.itemsize
         try:
@@ -124,6 +129,11 @@ class GrowingArray:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def begun(file: Path) -> bool:
+    """Whether it holds a header; a process killed while it made the file leaves less."""
+    return file.is_file() and file.stat().st_size >= HEADER_BYTES
 
 
 def read_dtype(path: Path) -> np.dtype:

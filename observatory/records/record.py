@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from observatory.records.growing import HEADER_BYTES, GrowingArray
+from observatory.records.growing import HEADER_BYTES, GrowingArray, begun, read_dtype
 from observatory.records.quantity import Quantity
 from observatory.records.run import Run
 
@@ -177,10 +177,19 @@ class InstrumentRecord:
             raise ValueError(f"{name!r} is declared with dims {dims}, got a value of shape {array.shape}")
         path = self.directory / f"{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return GrowingArray(path, array.dtype, array.shape)
+        return GrowingArray(path, _settled(path, array), array.shape)
 
     def _write_meta(self) -> None:
         write_json(self.directory / "meta.json", self._meta | {"coordinates": self._coordinates})
+
+
+def _settled(path: Path, array: NDArray) -> np.dtype:
+    """The type of a file that is continued, where it can hold the array; else the array's own."""
+    if begun(path):
+        value = read_dtype(path)["value"]
+        if np.can_cast(array.dtype, value.base, "same_kind"):
+            return value.base
+    return array.dtype
 
 
 def checked(name: str) -> str:

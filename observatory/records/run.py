@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from observatory.records.growing import HEADER_BYTES, read_growing
+from observatory.records.growing import begun, read_growing
 from observatory.records.labelled import LabelledArray
 
 
@@ -71,7 +71,7 @@ class Run(Mapping[str, LabelledArray]):
         full = f"{self.prefix}/{name}" if self.prefix else name
         instrument = next((i for i in self._scope() if full.startswith(f"{i}/")), None)
         file = self.directory / f"{full}.npy"
-        if instrument is None or not _begun(file):
+        if instrument is None or not begun(file):
             raise KeyError(f"{name!r} is not in the record {self.directory}; there are {', '.join(self)}")
         records = read_growing(file)
         meta = self.meta(instrument)
@@ -94,7 +94,7 @@ class Run(Mapping[str, LabelledArray]):
     def __iter__(self) -> Iterator[str]:
         for instrument in sorted(self._scope()):
             for quantity in self.meta(instrument)["quantities"]:
-                if _begun(self.directory / instrument / f"{quantity}.npy"):
+                if begun(self.directory / instrument / f"{quantity}.npy"):
                     yield quantity if self.prefix else f"{instrument}/{quantity}"
 
     def __len__(self) -> int:
@@ -102,11 +102,6 @@ class Run(Mapping[str, LabelledArray]):
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}: {', '.join(self) or 'empty'})"
-
-
-def _begun(file: Path) -> bool:
-    """Whether it holds a header; a process killed while it made the file leaves less."""
-    return file.is_file() and file.stat().st_size >= HEADER_BYTES
 
 
 def open_run(path: str | Path) -> Run:

@@ -75,6 +75,16 @@ def test_changed_shape_or_type_is_refused_with_both_named(tmp_path, dtype, shape
         GrowingArray(tmp_path / "a.npy", "f8", (2,)).append(1, 0.0, np.zeros(5))
 
 
+@pytest.mark.parametrize("dtype, value", [("i8", 0.5), ("i8", np.nan), ("?", 1)])
+def test_numbers_that_the_type_of_the_first_record_cannot_hold_are_refused(tmp_path, dtype, value):
+    array = GrowingArray(tmp_path / "a.npy", dtype, ())
+    with pytest.raises(
+        ValueError, match=r"holds values of dtype .* and shape \(\), got one of (float|int)64"
+    ):
+        array.append(0, 0.0, np.asarray(value))
+    assert array.count == 0
+
+
 def test_other_files_are_refused(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros(100))
     (tmp_path / "c.npy").write_bytes(b"x" * 1000)

@@ -106,6 +106,19 @@ def test_resuming_drops_what_came_later(tmp_path):
     assert [event["step"] for event in run.events("ntk")] == [0, 1, 2, 3]
 
 
+def test_type_of_the_first_record_is_kept_by_a_run_that_is_resumed(tmp_path):
+    """As by one that is not interrupted: what an instrument returns first may be of another precision."""
+    quantities = {"y": Quantity((), "1", "")}
+    values = [np.float32(1), np.float64(0.1), np.float64(0.2)]
+    whole = RunRecord(tmp_path / "whole", "a").instrument("x", quantities)
+    for step, value in enumerate(values):
+        whole.append(step, {"y": np.asarray(value)})
+        RunRecord(tmp_path / "parts", "a").instrument("x", quantities).append(step, {"y": np.asarray(value)})
+    one, other = open_run(tmp_path / "whole")["x/y"], open_run(tmp_path / "parts")["x/y"]
+    assert one.values.dtype == other.values.dtype == np.float32
+    assert one.values.tolist() == other.values.tolist() == [np.float32(v) for v in values]
+
+
 def test_folder_of_another_run_and_a_second_name_are_refused(tmp_path):
     write(tmp_path, range(2))
     with pytest.raises(ValueError, match=r"holds the record of another run \(a, this one is b\)"):
