@@ -121,6 +121,10 @@ class LiveModel:
         found = {name: p.grad for name, p in self._parameters if p.grad is not None}
         return _Gathered(found) if any(isinstance(g, DTensor) for g in found.values()) else found
 
+    def owned(self) -> Mapping[str, nn.Parameter]:
+        """The parameter objects of the last function by name, to be found in an optimizer."""
+        return dict(self._parameters)
+
     @staticmethod
     def _shared(buffer: Tensor) -> Tensor:
         visible = _visible(buffer)

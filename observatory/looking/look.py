@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from observatory.looking.model import ModelFunction
@@ -32,3 +32,6 @@ class Look:
         default_factory=dict
     )  # `.grad` of the last update, by parameter name
     optimizers: tuple[Optimizer, ...] = ()
+    owned: Mapping[str, nn.Parameter] = field(
+        default_factory=dict
+    )  # what the optimizers hold, by parameter name: shards where the module is sharded

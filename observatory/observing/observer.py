@@ -277,6 +277,7 @@ class Observer:
                 loss=one.loss or likelihood_loss,
                 gradients=live.gradients(),
                 optimizers=self._optimizers,
+                owned=live.owned(),
             )
 
         return make

@@ -61,10 +61,10 @@ class Station:
 
     def begin(self, step: int, epoch: int) -> None:
         """Training begins, or is resumed, after `step` updates; a new run begins with a fresh instrument."""
-        if step == 0 and self.last >= 0:
+        if step == 0 and self.seen >= 0:
             self.last = self.asked = self.seen = -1
             self.planned = self.taken = self.postponed = self.epochs = 0
-            self.off = False
+            self.off = self.sampling = False
             self.budget = Budget(self.budget.max_overhead)
             self._restore(self._fresh)
         self.probe = None
@@ -254,6 +254,7 @@ class Station:
             "planned": self.planned,
             "taken": self.taken,
             "postponed": self.postponed,
+            "sampling": self.sampling,
             "budget": self.budget.state_dict(),
             "instrument": self._state_of_instrument(plain_state),
         }
@@ -262,6 +263,7 @@ class Station:
         self.last, self.asked, self.seen = state["last"], state["asked"], state["seen"]
         self.epochs = state["epochs"]
         self.planned, self.taken, self.postponed = state["planned"], state["taken"], state["postponed"]
+        self.sampling = state.get("sampling", False)  # of checkpoints before there was one
         self.budget.load_state_dict(state["budget"])
         self._restore(state["instrument"])
 

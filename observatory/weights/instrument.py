@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.look import Look
@@ -148,7 +149,7 @@ class WeightFluctuations(Instrument):
             return None
         theta = look.model.theta
         if self._recorder is None:
-            self._group, self._coefficients = _group(look)
+            self._join(look)
             if self._monitor is not None and self._pending is None and not self._at_rest(look):
                 return None
             self._recorder = self._begin(look)
@@ -159,6 +160,14 @@ class WeightFluctuations(Instrument):
             recorder.add(theta, look.step)
         self._done = self.window == "auto" and len(recorder) >= self.length
         return None
+
+    def _join(self, look: Look) -> None:
+        """Find the optimizer's settings; those at the first snapshot count, also of an earlier process."""
+        self._group, found = _group(look)
+        if self._pending is None:
+            self._coefficients = found
+        elif self._coefficients is not None:
+            self._steady &= found is not None and found[0] == self._coefficients[0]
 
     def _at_rest(self, look: Look) -> bool:
         if self._coefficients is None:
@@ -220,6 +229,8 @@ class WeightFluctuations(Instrument):
     def conclude(self, history: History) -> Mapping[str, Tensor]:
         if rank() != 0 or self._stored != "none":
             return {}
+        if self._recorder is None and self._pending is not None:  # resumed behind its last snapshot
+            self._recorder = self._begin(history.look)
         recorder = self._recorder
         if recorder is None or len(recorder) < 3:
             raise ValueError(self._complaint(0 if recorder is None else len(recorder)))
@@ -271,17 +282,30 @@ class WeightFluctuations(Instrument):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"done": self._done, "stored": self._stored, "steady": self._steady}
+        state: dict[str, Any] = {
+            "done": self._done,
+            "stored": self._stored,
+            "steady": self._steady,
+            "coefficients": self._coefficients,
+        }
         recorder = self._recorder
-        if recorder is not None and recorder.storage != "directions":
-            window = recorder.state_dict()
-            if window["rows"].numel() * window["rows"].element_size() <= STATE_BYTES:
-                state["window"] = window
+        if recorder is not None:
+            if recorder.storage != "directions":
+                state |= _if_small("window", recorder.state_dict())
+        elif self._pending is not None:  # resumed, and saved again before the next snapshot
+            state["window"] = self._pending
+        elif self._monitor is not None:
+            state |= _if_small("monitor", self._monitor.state_dict())
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._done, self._stored, self._steady = state["done"], state["stored"], state["steady"]
-        self._pending = state.get("window")
+        self._pending, self._coefficients = state.get("window"), state.get("coefficients")
+        self._recorder = self._group = None
+        if self._monitor is not None:
+            self._monitor = StationarityMonitor(self.rest)
+            if "monitor" in state:
+                self._monitor.load_state_dict(state["monitor"])
 
     # What it shows
 
@@ -303,6 +327,12 @@ class WeightFluctuations(Instrument):
         return findings.sentences(run)
 
 
+def _if_small(name: str, part: dict[str, Any]) -> dict[str, Any]:
+    """{name: part} unless it is too large for a checkpoint of somebody else's."""
+    size = sum(t.numel() * t.element_size() for t in part.values() if isinstance(t, Tensor))
+    return {name: part} if size <= STATE_BYTES else {}
+
+
 def _check(window: Any, unit: str, every: int, length: int, directions: int) -> None:
     if unit not in ("steps", "epochs"):
         raise ValueError(f"unit must be 'steps' or 'epochs', got {unit!r}")
@@ -322,12 +352,18 @@ def _check(window: Any, unit: str, every: int, length: int, directions: int) -> 
 
 def _group(look: Look) -> tuple[Mapping[str, Any] | None, tuple[float, float, float] | None]:
     """The parameter group of the first selected weight, and its (η, β, λ) if it belongs to plain SGD."""
-    address = next(iter(look.model.theta.values())).data_ptr()
+    name, seen = next(iter(look.model.theta.items()))
+    place = _place(look.owned.get(name, seen))
     for optimizer in look.optimizers:
         for group in optimizer.param_groups:
-            if any(p.data_ptr() == address for p in group["params"]):
+            if any(_place(p) == place for p in group["params"]):
                 try:
                     return group, sgd_coefficients(group, optimizer)
                 except ValueError:
                     return group, None
     return None, None
+
+
+def _place(parameter: Tensor) -> int:
+    """Where its numbers lie, or those of this rank's shard."""
+    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).data_ptr()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,6 +128,8 @@ class StationarityMonitor:
         """
         if self._origin is None:
             self._origin = weights.clone()
+        elif self._origin.device != weights.device:  # from a checkpoint
+            self._move(weights.device)
         position = weights - self._origin
         if self._position is not None:
             velocity = (self._position - position) / learning_rate
@@ -140,6 +143,32 @@ class StationarityMonitor:
             self._losses.append((self._steps, loss()))
         self._steps += 1
         return len(self._work) == self.window and self._complete(learning_rate, momentum)
+
+    def _move(self, device: torch.device) -> None:
+        for name in ("_origin", "_position", "_velocity"):
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.to(device))
+        self._work, self._kinetic = ([x.to(device) for x in kept] for kept in (self._work, self._kinetic))
+        self._losses = [(step, x.to(device)) for step, x in self._losses]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window that has begun, for a resumed run."""
+        return {
+            "steps": self._steps,
+            "ratio": self.ratio,
+            **{name: getattr(self, f"_{name}") for name in ("origin", "position", "velocity")},
+            "work": list(self._work),
+            "kinetic": list(self._kinetic),
+            "losses": list(self._losses),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._steps, self.ratio = state["steps"], state["ratio"]
+        self._origin, self._position, self._velocity = (
+            state[name] for name in ("origin", "position", "velocity")
+        )
+        self._work, self._kinetic = list(state["work"]), list(state["kinetic"])
+        self._losses = list(state["losses"])
 
     def _complete(self, learning_rate: float, momentum: float) -> bool:
         work, kinetic = torch.stack(self._work).double().mean(), torch.stack(self._kinetic).double().mean()

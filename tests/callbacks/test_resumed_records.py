@@ -15,8 +15,11 @@ from observatory.data import training_loader
 from observatory.records import Run, open_run
 from observatory.training import SeedEveryStep
 
-# the resumed run has no need to save again
-pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to")
+pytestmark = [
+    # the resumed run has no need to save again
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker"),  # on a single core
+]
 
 
 class Frozen(Classifier):
@@ -49,7 +52,8 @@ def assert_same(one: Run, other: Run) -> None:
         )  # NaN equals NaN
 
 
-@pytest.mark.parametrize("workers, at", [(0, 5), (2, 17)])  # inside a window of samples, and behind it
+# inside a window of samples, at its end, and behind it
+@pytest.mark.parametrize("workers, at", [(0, 5), (0, 7), (2, 17)])
 def test_resumed_run_and_record_are_those_of_the_uninterrupted_one(tmp_path, workers, at):
     whole = run(tmp_path / "whole", steps=30, workers=workers)
     run(tmp_path / "parts", steps=at + 3, workers=workers, save=at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -84,6 +86,21 @@ def test_monitor_waits_for_rest(generator):
     assert monitor.ratio == pytest.approx(1, abs=0.1)
     with pytest.raises(ValueError, match="at least 8"):
         StationarityMonitor(3)
+
+
+def test_monitor_that_a_checkpoint_interrupted_says_the_same(generator, tmp_path):
+    weights = torch.randn(40, 6, generator=generator).cumsum(0)
+    whole, parts = StationarityMonitor(30), StationarityMonitor(30)
+    for step, theta in enumerate(weights):
+        if step == 17:
+            torch.save(parts.state_dict(), tmp_path / "a.pt")
+            parts = StationarityMonitor(30)
+            parts.load_state_dict(torch.load(tmp_path / "a.pt", weights_only=True))
+        said = [
+            one.update(theta, theta.square().sum, learning_rate=0.1, momentum=0.9) for one in (whole, parts)
+        ]
+        assert said[0] == said[1]
+    assert math.isfinite(whole.ratio) and parts.ratio == whole.ratio
 
 
 def test_random_walk_has_the_fractions_of_cosines_and_is_called_a_drift(generator):
