@@ -1,153 +1,51 @@
-"""Runs of two processes: `python ranks.py FOLDER SCENE...` plays scenes, functions below, in FOLDER/SCENE.
+"""Runs of several processes: `python ranks.py FOLDER SCENE...` plays scenes, the functions below.
 
-Processes are forked, so that Python and PyTorch are imported once; they meet as if `torchrun` had begun them.
-The scene "alone" is the run of a single process that the others are compared with.
+The scenes "alone" and "all_alone" are the runs of a single process that others are compared with.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import socket
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import ranks_in_trouble
 import torch
 import torch.distributed as dist
+from everything import every_instrument
+from forked import play
 from lightning.fabric import Fabric
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from runs import bits
+from lightning.pytorch.strategies import DDPStrategy
+from rank_runs import (
+    BATCH,
+    EVERY,
+    UPDATES,
+    Module,
+    ParameterNorms,
+    Stream,
+    examples,
+    fit,
+    instruments,
+    network,
+    probe,
+    share,
+)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.functional import cross_entropy
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler
 
 import observatory
-from observatory.callbacks import CollectiveVariables
+from observatory.callbacks import CollectiveVariables, StageCheckpoint
 from observatory.callbacks.callback import ObservingCallback
+from observatory.data import training_loader
 from observatory.looking import Look
-from observatory.looking.ranks import all_reduce_sum, rank, world_size
-from observatory.ntk import instrument
-from observatory.observing import Instrument
-from observatory.records import Quantity
-
-EVERY: dict[str, Any] = {"every_n_steps": 2, "max_overhead": None, "strict": True}
-UPDATES, BATCH = 12, 8
-
-
-class ParameterNorms(Instrument):
-    """Sums of squares, each rank's share of the parameters summed over the ranks; gradients; buffers."""
-
-    default_name = "norms"
-
-    def quantities(self) -> dict[str, Quantity]:
-        return {name: Quantity((), "1", name) for name in ("squares", "gradients", "buffers")}
-
-    def observe(self, look: Look) -> dict[str, Tensor]:
-        squares = torch.stack([p.double().square().sum() for p in look.model.theta.values()])
-        gradients = [look.gradients[name].double().square().sum() for name in look.gradients]
-        buffers = [b.double().square().sum() for b in look.model.buffers.values()]
-        return {
-            "squares": all_reduce_sum(squares[rank() :: world_size()].sum()),
-            "gradients": torch.stack(gradients).sum() if gradients else torch.zeros(()),
-            "buffers": torch.stack(buffers).sum() if buffers else torch.zeros(()),
-        }
-
-
-def network(norm: bool = True) -> nn.Sequential:
-    """Double precision: what differs between one and two ranks is the order of sums, not their rounding."""
-    torch.manual_seed(1)
-    middle = [nn.BatchNorm1d(16)] if norm else [nn.LayerNorm(16)]
-    return nn.Sequential(nn.Linear(6, 16), *middle, nn.ReLU(), nn.Linear(16, 3)).double()
-
-
-def examples() -> TensorDataset:
-    y = torch.arange(UPDATES * BATCH) % 3
-    x = torch.randn(len(y), 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + y[:, None]
-    return TensorDataset(x, y)
-
-
-def share(k: int) -> tuple[Tensor, Tensor]:
-    """This rank's part of batch k."""
-    x, y = examples()[k * BATCH : (k + 1) * BATCH]
-    return x[rank() :: world_size()], y[rank() :: world_size()]
-
-
-class Shares(torch.utils.data.Dataset):
-    """Already dealt out to the ranks: an item is this rank's part of a batch."""
-
-    def __len__(self) -> int:
-        return UPDATES
-
-    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
-        return share(k)
-
-
-class Stream(IterableDataset):
-    def __iter__(self) -> Iterator[Any]:
-        return (share(k) for k in range(UPDATES))
-
-
-class Module(pl.LightningModule):
-    def __init__(self, norm: bool = False, sharded: bool = False) -> None:
-        super().__init__()
-        self.norm, self.sharded = norm, sharded
-        if not sharded:
-            self.net = network(norm)
-
-    def configure_model(self) -> None:
-        if self.sharded and not hasattr(self, "net"):
-            self.net = network(self.norm)
-            if world_size() > 1:
-                mesh = self.device_mesh["data_parallel"]
-                for layer in self.net:
-                    fully_shard(layer, mesh=mesh)
-                fully_shard(self.net, mesh=mesh)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-    def training_step(self, batch: Any, _: int) -> Tensor:
-        return cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def probe() -> observatory.Probe:
-    return observatory.Probe(*examples()[:10])
-
-
-def fit(folder: Path, module: Module, callbacks: list[ObservingCallback], data: Any = None) -> list:
-    """Train; the bits of this rank's weights, optimizer and stream afterwards."""
-    world = int(os.environ["WORLD_SIZE"])
-    strategy = DDPStrategy(process_group_backend="gloo")
-    if module.sharded:
-        strategy = ModelParallelStrategy(2, 1, process_group_backend="gloo")
-    several = {"strategy": strategy, "devices": world, "use_distributed_sampler": False}
-    trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", default_root_dir=folder, callbacks=callbacks, logger=False,
-        enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
-        **(several if world > 1 else {"devices": 1}),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    trainer.fit(module, DataLoader(data or Shares(), batch_size=None))
-    state = tree_map(
-        lambda x: x.to_local() if isinstance(x, DTensor) else x,
-        [dict(module.named_parameters()), dict(module.named_buffers()), trainer.optimizers[0].state_dict()],
-    )
-    return bits([state, torch.get_rng_state()])
-
-
-def instruments() -> list[Instrument]:
-    return [instrument.CollectiveVariables(probe=probe()), ParameterNorms(probe=probe())]
+from observatory.looking.ranks import rank, world_size
 
 
 def alone(folder: Path) -> None:
@@ -160,6 +58,76 @@ def ddp(folder: Path) -> None:
 
 def ddp_of_4(folder: Path) -> None:
     ddp(folder)
+
+
+def all_alone(folder: Path, sharded: bool = False) -> None:
+    """Every instrument, on data that a sampler deals out, as a user's are."""
+    world, number = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    dealer = DistributedSampler(examples(), world, number, shuffle=False)
+    callbacks = every_instrument(every_n_steps=2, probe=probe(24))
+    watched = fit(
+        folder, Module(sharded=sharded), callbacks, DataLoader(examples(), BATCH // world, sampler=dealer)
+    )
+    assert watched == fit(folder, Module(sharded=sharded), [])
+
+
+def all_ddp(folder: Path) -> None:
+    all_alone(folder)
+
+
+def all_ddp_of_4(folder: Path) -> None:
+    all_alone(folder)
+
+
+def all_fsdp(folder: Path) -> None:
+    all_alone(folder, sharded=True)
+
+
+class Course(pl.Callback):
+    """Stages that are known on rank 0 alone, as those of a look are."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if rank() == 0:
+            stage = math.nan if trainer.global_step < 3 else float(trainer.global_step >= 8)
+            trainer.callback_metrics["ntk/stage"] = torch.tensor(stage)
+
+
+def stages(folder: Path, sharded: bool = False) -> None:
+    """A new stage is saved by all ranks together."""
+    saving = StageCheckpoint(folder=folder / "stages")
+    saved = fit(folder, Module(sharded=sharded), [Course(), saving])
+    assert saving.stage == 1
+    assert saved == fit(folder, Module(sharded=sharded), [])
+
+
+def stages_fsdp(folder: Path) -> None:
+    stages(folder, sharded=True)
+
+
+def resumed(folder: Path) -> None:
+    """All 12 updates, 9 of them, and the rest from a checkpoint after 7: three records."""
+
+    class Own(Module):
+        def train_dataloader(self) -> DataLoader:
+            return training_loader(examples(), BATCH // world_size(), seed=4)
+
+        def on_train_batch_start(self, *_: Any) -> int | None:
+            return -1 if self.global_step == stop else None
+
+    class Saving(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 7:
+                trainer.save_checkpoint(folder / "at.ckpt")
+
+    def run(*others: pl.Callback, **resume: Any) -> list:
+        return fit(folder, Own(), [*every_instrument(probe=probe(24)), *others], **resume)
+
+    stop = UPDATES
+    whole = run()
+    stop = 9
+    assert run(Saving()) != whole
+    stop = UPDATES
+    assert run(ckpt_path=folder / "at.ckpt") == whole
 
 
 def buffers(folder: Path) -> None:
@@ -252,65 +220,6 @@ def stream(folder: Path) -> None:
     fit(folder, Module(), [ObservingCallback([ParameterNorms(probe=8)], **EVERY)], data=Stream())
 
 
-def budgeted(folder: Path) -> None:
-    """Each rank's clock runs differently; the decisions are rank 0's."""
-
-    class Slow(ParameterNorms):
-        def observe(self, look: Look) -> dict[str, Tensor]:
-            torch.nn.functional.relu(torch.ones(10 ** (3 + 3 * rank())))
-            return super().observe(look)
-
-    options = {"every_n_steps": 1, "max_overhead": 0.01, "strict": True}
-    fit(folder, Module(), [ObservingCallback([Slow(probe=probe()), *instruments()[:1]], **options)])
-
-
-def failing(folder: Path, before: bool = True) -> None:
-    """One rank fails, in front of or behind a collective that the others are waiting in."""
-
-    class Fails(ParameterNorms):
-        def observe(self, look: Look) -> dict[str, Tensor]:
-            if before and rank() == 1 and look.step == 4:
-                raise RuntimeError("the lens of rank 1 is broken")
-            found = super().observe(look)
-            if not before and rank() == 1 and look.step == 4:
-                raise RuntimeError("the lens of rank 1 is broken")
-            return found
-
-    options = EVERY | {"strict": False}
-    both = [Fails(name="failing", probe=probe()), ParameterNorms(probe=probe())]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(folder, Module(), [ObservingCallback(both, **options)])
-    reasons = [str(one.message) for one in caught if "switched off" in str(one.message)]
-    (folder / f"warnings_{rank()}").write_text("\n".join(reasons))
-
-
-def failing_late(folder: Path) -> None:
-    failing(folder, before=False)
-
-
-def no_probe(folder: Path) -> None:
-    """The data set raises where the probe is drawn, which happens on rank 0 alone."""
-
-    class Broken(Shares):
-        training = False
-
-        def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
-            if not Broken.training:
-                raise OSError("the disk with the data is gone")
-            return super().__getitem__(k)
-
-    class Begin(ObservingCallback):
-        def on_train_start(self, *args: Any) -> None:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                super().on_train_start(*args)
-            (folder / f"warnings_{rank()}").write_text("\n".join(str(one.message) for one in caught))
-            Broken.training = True
-
-    fit(folder, Module(), [Begin([ParameterNorms(probe=8)], **(EVERY | {"strict": False}))], data=Broken())
-
-
 def defaults(folder: Path) -> None:
     """Two ranks as a user would have them: Lightning's own sampler, the callback's own probe."""
     callback = CollectiveVariables(**EVERY)
@@ -322,39 +231,10 @@ def defaults(folder: Path) -> None:
     trainer.fit(Module(norm=True), DataLoader(examples(), 4, shuffle=True))
 
 
-def play(scene: str, ranks: int, folder: Path, port: int) -> bool:
-    """Fork the ranks and wait for all of them; whether all went well."""
-    folder.mkdir(parents=True)
-    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": ranks}
-    common |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0} if ranks > 1 else {}
-    children = []
-    for number in range(ranks):
-        child = os.fork()
-        if child == 0:
-            own = common | {"RANK": number, "LOCAL_RANK": number}
-            os.environ.update({key: str(value) for key, value in own.items()})
-            code = 1
-            try:
-                globals()[scene](folder)
-                code = 0
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    return not any([os.waitpid(child, 0)[1] for child in children])
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root, *scenes = sys.argv[1:]
-    ranks = {"alone": 1, "ddp_of_4": 4}
-    went_well = {s: play(s, ranks.get(s, 2), Path(root) / s, free_port()) for s in scenes}
+    ranks = {"alone": 1, "all_alone": 1, "ddp_of_4": 4, "all_ddp_of_4": 4}
+    known = vars(ranks_in_trouble) | globals()
+    went_well = {s: play(known[s], ranks.get(s, 2), Path(root) / s) for s in scenes}
     print("failed:", *[scene for scene, well in went_well.items() if not well], flush=True)

@@ -8,23 +8,26 @@ import resource
 import numpy as np
 import pytest
 import torch
-from everything import ELSEWHERE, SMALL, TOGETHER, watching_callbacks
+from everything import every_instrument
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
 import observatory
+from observatory import Probe
+from observatory.uncertainty.instrument import LastLayerUncertainty
 
 STEPS, EVERY, EARLY = 20_000, 10, 4_000
-NEEDS_A_TRAINER = {"LastLayerUncertainty"}  # its rows are those of the Trainer's loader
 
 
-def instruments() -> list[observatory.Instrument]:
-    makers = {
-        k: make for k, make in watching_callbacks().items() if k not in TOGETHER | ELSEWHERE | NEEDS_A_TRAINER
-    }
-    callbacks = [make(probe=8, **SMALL.get(name, {})) for name, make in makers.items()]
-    return [station.instrument for callback in callbacks for station in callback.observer.stations]
+def instruments(loader: DataLoader) -> list[observatory.Instrument]:
+    """One of each that looks at any network; enough examples for neighbourhoods of 20."""
+    callbacks = every_instrument(probe=Probe(*(t[:24] for t in loader.dataset.tensors)))
+    found = [station.instrument for callback in callbacks for station in callback.observer.stations]
+    for one in found:
+        if isinstance(one, LastLayerUncertainty):
+            one.trains_on(loader)
+    return found
 
 
 def megabytes() -> float:
@@ -41,8 +44,9 @@ def test_20_000_steps_with_a_look_every_10(tmp_path):
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     memory, handles = {}, {}
+    loader = DataLoader(TensorDataset(x, y), 32)
     with SummaryWriter(tmp_path / "tb") as writer, observatory.watch(
-        model, optimizer, probe=DataLoader(TensorDataset(x, y), 32), instruments=instruments(), out=tmp_path,
+        model, optimizer, instruments=instruments(loader), out=tmp_path,
         writer=writer, every_n_steps=EVERY, max_overhead=None, strict=True,
     ) as watch:  # fmt: skip
         for step in range(1, STEPS + 1):
@@ -54,7 +58,7 @@ def test_20_000_steps_with_a_look_every_10(tmp_path):
             if step in (EARLY, STEPS):
                 memory[step], handles[step] = megabytes(), len(os.listdir("/proc/self/fd"))
     run = observatory.open_run(tmp_path)
-    assert len(run.instruments) >= 3
+    assert len(run.instruments) >= 5
     for name in run.instruments:
         looks = [e for e in run.events(name) if e["event"] == "look"]
         assert [e["step"] for e in looks] == list(range(0, STEPS + 1, EVERY))

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from everything import every_instrument
 
 from observatory.records import Run, open_run
 
 RANKS = Path(__file__).with_name("ranks.py")
 SAME = ("ddp", "ddp_of_4", "fsdp", "loop", "fabric")  # as one process
+ALL = ("all_ddp", "all_fsdp")  # with every instrument
 OTHERS = (
+    "resumed",
+    "stages",
+    "stages_fsdp",
     "buffers",
     "tensor_parallel",
     "stream",
@@ -30,19 +35,19 @@ STEPS = list(range(0, 13, 2))
 class Played:
     """What the scenes left."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *scenes: str) -> None:
         self.folder = folder
         paths = os.pathsep.join([str(RANKS.parent.parent), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-W", "ignore", str(RANKS), str(folder), "alone", *SAME, *OTHERS]
+        command = [sys.executable, "-W", "ignore", str(RANKS), str(folder), *scenes]
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         last = done.stdout.strip().split("\n")[-1]
         assert last.startswith("failed:"), done.stderr
         self.failed, self.errors = last.split()[1:], done.stderr
 
-    def record(self, scene: str) -> Run:
+    def record(self, scene: str, number: int = 0) -> Run:
         assert scene not in self.failed, self.errors
-        return open_run(self.folder / scene / "observatory/run_0")
+        return open_run(self.folder / scene / f"observatory/run_{number}")
 
     def warnings(self, scene: str) -> list[str]:
         """Of each rank."""
@@ -52,19 +57,56 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory) -> Played:
-    return Played(tmp_path_factory.mktemp("ranks") / "scenes")
+    return Played(tmp_path_factory.mktemp("ranks") / "scenes", "alone", "all_alone", *SAME, *ALL, *OTHERS)
+
+
+def assert_agree(together: Run, alone: Run) -> None:
+    assert list(alone) == list(together)
+    for quantity in alone:
+        assert together[quantity].steps.tolist() == alone[quantity].steps.tolist(), quantity
+        one, two = alone[quantity].values, together[quantity].values
+        # in double precision; a batch's gradient is the mean of two halves': a few roundings per update
+        size = np.nan_to_num(np.abs(one)).max()  # a stage is not known before there are many looks
+        np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-12 * size, err_msg=quantity)
 
 
 @pytest.mark.parametrize("scene", SAME)
 def test_record_of_two_ranks_is_that_of_one_process(played, scene):
     alone, together = played.record("alone"), played.record(scene)
-    assert list(alone) == list(together) and "ntk/kernel" in alone and "norms/gradients" in alone
-    for quantity in alone:
-        assert together[quantity].steps.tolist() == alone[quantity].steps.tolist() == STEPS
-        one, two = alone[quantity].values, together[quantity].values
-        # in double precision; a batch's gradient is the mean of two halves': a few roundings per update
-        size = np.nan_to_num(np.abs(one)).max()  # a stage is not known before there are many looks
-        np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-12 * size, err_msg=quantity)
+    assert "ntk/kernel" in alone and "norms/gradients" in alone
+    assert all(alone[quantity].steps.tolist() == STEPS for quantity in alone)
+    assert_agree(together, alone)
+
+
+@pytest.mark.parametrize("scene", ALL)
+def test_every_instrument_sees_on_two_ranks_what_it_sees_in_one_process(played, scene):
+    alone = played.record("all_alone")
+    assert len(alone.instruments) == len(every_instrument()) and len(alone) > 100
+    assert_agree(played.record(scene), alone)
+
+
+@pytest.mark.slow
+def test_every_instrument_sees_on_four_ranks_what_it_sees_in_one_process(tmp_path):
+    played = Played(tmp_path / "scenes", "all_alone", "all_ddp_of_4")
+    assert_agree(played.record("all_ddp_of_4"), played.record("all_alone"))
+
+
+def test_run_of_two_ranks_resumed_in_mid_epoch_ends_as_the_uninterrupted_one(played):
+    """In the weights of each rank, which the scene compares, and in the record, bit for bit."""
+    whole, resumed = played.record("resumed", 0), played.record("resumed", 2)
+    assert list(whole) == list(resumed) and len(whole) > 100
+    assert played.record("resumed", 1)["ntk/trace"].steps.tolist() == list(range(10))
+    for quantity in whole:
+        assert resumed[quantity].steps.tolist() == whole[quantity].steps.tolist(), quantity
+        np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
+
+
+@pytest.mark.parametrize("scene", ["stages", "stages_fsdp"])
+def test_each_new_stage_is_saved_once_by_all_ranks_together(played, scene):
+    """Though only the first of them knows of it; the scene compares the weights with a run without."""
+    assert scene not in played.failed, played.errors
+    saved = sorted(file.name for file in (played.folder / scene / "stages").iterdir())
+    assert saved == ["stage-plateau-step=3.ckpt", "stage-structure-step=8.ckpt"]
 
 
 def test_all_ranks_look_at_the_buffers_of_rank_0_and_change_nobodys(played):
