@@ -106,8 +106,14 @@ def reduced(x: Tensor) -> Tensor:
     size = min(SKETCH, d // 2 + 1, n)
     if d < 2 or size < 1:
         return x
+    if size == n:  # so few points span no more dimensions than there are of them
+        return torch.linalg.qr(x.mT, mode="r").R.mT
     mix = torch.randn(size, n, dtype=x.dtype, generator=torch.Generator().manual_seed(0)).to(x.device)
-    _, s, basis = torch.linalg.svd(mix @ x, full_matrices=False)
+    sketch = mix @ x
+    spectrum = torch.linalg.eigvalsh(sketch @ sketch.mT)  # of squares: sees ranks to √ε only, but cheaply
+    if spectrum[0] > spectrum[-1] * 100 * torch.finfo(x.dtype).eps * size:
+        return x
+    _, s, basis = torch.linalg.svd(sketch, full_matrices=False)
     rank = int((s > s[0] * 100 * torch.finfo(x.dtype).eps * size).sum())
     return x if rank == len(s) else x @ basis[: max(rank, 1)].mT
 

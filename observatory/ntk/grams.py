@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor
 
-TILE_NUMBERS = 2**22  # in one temporary matrix: larger ones cost page faults on a CPU
+TILE_NUMBERS = 2**23  # in one temporary matrix: larger ones cost page faults on a CPU
 BLOCKED_ROWS = 128  # of a symmetric matrix; fewer are not worth several calls
 
 

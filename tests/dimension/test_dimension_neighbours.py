@@ -61,6 +61,9 @@ def test_data_in_a_subspace_are_rotated_into_it(generator):
     torch.testing.assert_close(near.distances, by_definition(wide, 10), rtol=1e-10, atol=0)
     full = torch.randn(500, 8, dtype=torch.float64, generator=generator)
     assert reduced(full - full.mean(0)).shape == (500, 8)
+    few = torch.randn(40, 700, dtype=torch.float64, generator=generator)
+    assert reduced(few).shape == (40, 40)
+    torch.testing.assert_close(torch.pdist(reduced(few)), torch.pdist(few), rtol=1e-12, atol=0)
 
 
 def test_two_clouds_of_very_different_size_keep_their_dimensions(generator):
