@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from observatory.looking.undisturbed import undisturbed
 BLOCK = 128  # columns per product of triangular matrices: what is known to be zero is not computed
 
 
-def column_blocks(width: int) -> list[tuple[int, int]]:
-    """(start, end) of blocks of about 128 columns; a narrow rest is part of the last one."""
-    count = max(1, (width + BLOCK // 4) // BLOCK)
-    return [(k * BLOCK, width if k == count - 1 else (k + 1) * BLOCK) for k in range(count)]
+def column_blocks(width: int, size: int) -> list[tuple[int, int]]:
+    """(start, end) of blocks of `size` columns, the rest first, where an upper triangle is shortest."""
+    rest = width % size
+    first = rest if rest >= size // 3 else rest + size
+    return list(itertools.pairwise([0, *range(min(first, width), width, size), width]))
 
 
 class NotFinite(ValueError):
@@ -148,7 +150,7 @@ class Gram(Accumulator):
     _decomposed: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None  # of which state of the matrix
 
     def _add(self, rows: Tensor) -> None:
-        for start, end in column_blocks(self.width):
+        for start, end in column_blocks(self.width, BLOCK):
             self.matrix[:end, start:end] += rows[:, :end].mT @ rows[:, start:end]
 
     def _merge(self, matrix: Tensor) -> None:

@@ -203,7 +203,7 @@ class LastLayerGP(LastLayerPosterior):
     def forward(self, x: Any) -> tuple[Tensor, Tensor]:
         """ŷ and σ of equal shape, both differentiable; the network is evaluated in the mode it is in."""
         mean, raw = self._deviation(x)
-        return mean, self._parts(raw)[0].to(mean.dtype).reshape(mean.shape)
+        return mean, self._bars(raw, mean)[0]
 
     def _deviation(self, x: Any) -> tuple[Tensor, Tensor]:
         """ŷ as returned, and s (n,)."""
@@ -219,29 +219,34 @@ class LastLayerGP(LastLayerPosterior):
         """
         with torch.no_grad(), evaluating(self.model, remind=True):
             mean, raw = self._deviation(x)
-            std, epistemic, aleatoric = (part.to(mean.dtype).reshape(mean.shape) for part in self._parts(raw))
+            std, epistemic, aleatoric = self._bars(raw, mean)
             interval = None
             if self.quantile.numel():
                 width = self.quantile.to(mean.dtype) * std
                 interval = (mean - width, mean + width)
             return Prediction(mean, std, epistemic, aleatoric, interval)
 
-    def _parts(self, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """σ, α s and σ_n, (n, O), from s (n,)."""
+    def _bars(self, deviation: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """σ, α s and σ_n from s (n,), all of the shape and precision of `like`."""
+        self._check_scale()
+        epistemic = torch.outer(deviation, self.alpha.to(deviation.dtype)).to(like.dtype).reshape(like.shape)
+        if self.noise == "none":
+            return epistemic, epistemic, torch.zeros_like(epistemic)
+        aleatoric = self.sigma_n.to(like.dtype).expand(len(deviation), -1).reshape(like.shape)
+        return torch.hypot(epistemic, aleatoric), epistemic, aleatoric
+
+    def _check_scale(self) -> None:
         if self.alpha.numel() == 0:
             raise RuntimeError("the scale α is not known: call calibrate(validation_loader) first")
-        epistemic = deviation[:, None] * self.alpha.to(deviation)
-        aleatoric = self.sigma_n.to(deviation).expand_as(epistemic)
-        std = epistemic if self.noise == "none" else torch.hypot(epistemic, aleatoric)
-        return std, epistemic, aleatoric
 
     def deviations(self, features: Tensor) -> Tensor:
         """σ (n, O) float64 from features (n, d)."""
-        return self._parts(self.fitted.exact(features).sqrt())[0]
+        deviation = self.fitted.exact(features).sqrt()
+        return self._bars(deviation, deviation.new_empty(len(deviation), len(self.alpha)))[0]
 
     def deployed(self) -> Deployed:
         """A copy of network and error bars as one module, for torch.compile, torch.export and serving."""
-        self._parts(self.fitted.eigenvalues[:1])
+        self._check_scale()
         return Deployed(self)
 
     def covariance(self, x: Any, other: Any) -> Tensor:
@@ -251,7 +256,7 @@ class LastLayerGP(LastLayerPosterior):
         """
         with torch.no_grad(), evaluating(self.model, remind=True):
             raw = self.fitted.covariance(self._watch(x)[1], self._watch(other)[1])
-        self._parts(raw[0])
+        self._check_scale()
         return raw[..., None] * self.alpha.square()
 
     def sample(
@@ -264,7 +269,7 @@ class LastLayerGP(LastLayerPosterior):
             joint: outputs with the covariance Σ̂ s² that validation errors have, instead of independent ones.
             generator: of the draws, on the CPU.
         """
-        self._parts(self.fitted.eigenvalues[:1])
+        self._check_scale()
         assert self.layer is not None
         covariance = self.covariance_of_outputs if joint else self.alpha.square().diag()
         weight = self.layer.weight()
@@ -344,5 +349,4 @@ class Deployed(nn.Module):
         assert gp.layer is not None and gp.rigidity is not None
         self._heard.clear()
         mean = gp._call(x)
-        std = gp._parts(gp.rigidity(gp.layer.short(self._heard.pop())))[0]
-        return mean, std.to(mean.dtype).reshape(mean.shape)
+        return mean, gp._bars(gp.rigidity(gp.layer.short(self._heard.pop())), mean)[0]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+EXACT = (torch.float32, torch.float64)  # what rows may be kept in
 Run = Callable[[], Any]  # one forward pass of the network, returning what it returns
 Pool = Callable[[Tensor], Tensor]
 
@@ -61,6 +62,8 @@ class LastLayer:
         """The same without the last entry of the rows where it is 1 in all of them."""
         if self.pool is not None:
             return self.rows(inputs)
+        if inputs.ndim == 2 and inputs.dtype in EXACT:  # before anything that costs time
+            return inputs
         inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         return inputs.flatten(0, -2) if inputs.ndim > 1 else inputs[None]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -263,7 +263,7 @@ class LastLayerPosterior(nn.Module):
             kind = ACCUMULATORS[extra.get("kind", self.kind)]
             self.gram = kind(len(matrix), device=device, dtype=matrix.dtype)
         if root is not None:
-            dtype = state_dict[f"{prefix}rigidity.last_row"].dtype
+            dtype = state_dict[f"{prefix}rigidity.bias"].dtype
             self.rigidity = Rigidity(len(root), dtype=dtype, device=device)
         self._make_room(state_dict, prefix, device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -272,13 +272,16 @@ class LastLayerPosterior(nn.Module):
         """For what a subclass has fitted."""
 
 
-@contextmanager
-def evaluating(model: nn.Module, *, remind: bool = False) -> Iterator[None]:
+def evaluating(model: nn.Module, *, remind: bool = False) -> AbstractContextManager[None]:
     """Evaluation mode, and afterwards the mode of every submodule as it was."""
+    if any(module.training for module in model.modules()):
+        return _evaluating(model, remind)
+    return nullcontext()
+
+
+@contextmanager
+def _evaluating(model: nn.Module, remind: bool) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    if not any(training for _, training in modes):
-        yield
-        return
     if remind and any(training and isinstance(m, MODAL) for m, training in modes):
         warn("the network is in training mode; predictions are those of evaluation mode: call model.eval()")
     model.eval()
