@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +10,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from observatory.data.loading import training_loader
 from observatory.data.recordings import TrajectorySet
-from observatory.physics.gle import exponential_kernel, simulate
+from observatory.physics.gle import Particle, exponential_kernel
 from observatory.physics.gle.potentials import Potential
 
 
 class LangevinTrajectories(LightningDataModule):
-    """m ẍ = -U'(x) - ∫Γ(s)ẋ(t-s)ds + F with Γ = 2γ₀δ + Σ(γᵢ/τᵢ)e^{-t/τᵢ}, in equilibrium, every Δt.
+    """m ẍ = -U'(x) - ∫Γ(s)ẋ(t-s)ds + F with Γ = 2γ₀δ + Σ(γᵢ/τᵢ)e^{-t/τᵢ} + cosines, every Δt.
 
     A batch is a list with all trajectories, (P, N, 1); after `setup` they are in `train`.
 
@@ -25,6 +24,7 @@ class LangevinTrajectories(LightningDataModule):
         gamma: γᵢ.
         tau: τᵢ.
         instantaneous: γ₀.
+        cosines: (a, σ, ω) of each damped cosine, see `ExponentialKernel`.
         mass: m.
         kT: thermal energy.
         dt: Δt.
@@ -42,6 +42,7 @@ class LangevinTrajectories(LightningDataModule):
         gamma: Sequence[float],
         tau: Sequence[float],
         instantaneous: float = 0.0,
+        cosines: Sequence[tuple[float, float, float]] = (),
         mass: float = 1.0,
         kT: float = 1.0,
         dt: float = 0.01,
@@ -51,28 +52,25 @@ class LangevinTrajectories(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.kernel = exponential_kernel(tuple(gamma), tuple(tau), instantaneous=instantaneous)
+        kernel = exponential_kernel(
+            tuple(gamma), tuple(tau), instantaneous=instantaneous, cosines=list(cosines)
+        )
         if min(mass, kT, dt, step, samples, lanes) <= 0:
             raise ValueError(
                 f"mass={mass:g}, kT={kT:g}, dt={dt:g}, step={step:g}, samples={samples} and lanes={lanes} "
                 "must be positive"
             )
-        self.potential, self.mass, self.kT = potential, mass, kT
+        self.particle = Particle(kernel, potential, mass, kT)
         self.dt, self.step, self.samples, self.lanes, self.seed = dt, step, samples, lanes, seed
 
     def setup(self, stage: str) -> None:
         if hasattr(self, "train"):
             return
-        stride = math.ceil(self.dt / self.step * (1 - 1e-9))
-        x = simulate(
-            self.kernel,
-            self.potential,
-            mass=self.mass,
-            kT=self.kT,
-            step=self.dt / stride,
+        x = self.particle.observed(
+            self.dt,
+            step=self.step,
             samples=self.samples,
             lanes=self.lanes,
-            stride=stride,
             generator=torch.Generator().manual_seed(self.seed),
         )
         self.train = TrajectorySet(x[..., None], self.dt, ("x",))

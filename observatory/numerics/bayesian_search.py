@@ -148,6 +148,7 @@ def propose_with_botorch(x: np.ndarray, y: np.ndarray, count: int, seed: int) ->
         from botorch.models import SingleTaskGP
         from botorch.optim import optimize_acqf
         from gpytorch.mlls import ExactMarginalLogLikelihood
+        from linear_operator.utils.warnings import NumericalWarning
     except ImportError as error:
         raise ImportError(
             "search='botorch' needs BoTorch: pip install 'training-observatory[bo]', "
@@ -156,7 +157,8 @@ def propose_with_botorch(x: np.ndarray, y: np.ndarray, count: int, seed: int) ->
     inputs = torch.from_numpy(x)
     values = -torch.from_numpy(y)[:, None]
     values = (values - values.mean()) / values.std()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)  # points that lie close need jitter, which is added
         torch.manual_seed(seed)
         model = SingleTaskGP(inputs, values, outcome_transform=None)
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))

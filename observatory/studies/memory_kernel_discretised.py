@@ -10,6 +10,7 @@ import numpy as np
 
 from observatory.physics.gle.barrier import overdamped_passage_time
 from observatory.physics.gle.potentials import DoubleWell
+from observatory.physics.gle.simulation_fit import TOLD_APART
 from observatory.records import Finding, Panel
 from observatory.report import Section
 from observatory.studies.study import Conclusion, FinishedRun, Study
@@ -36,7 +37,7 @@ class _Step:
     excess: float  # ≤ 0: the fit cannot be told from the data
 
     def identified(self, name: str) -> bool:
-        return self.high[name] < 2 * self.low[name]
+        return self.excess <= TOLD_APART and self.high[name] < 2 * self.low[name]
 
 
 class MemoryKernelDiscretised(Study):
@@ -96,7 +97,7 @@ class MemoryKernelDiscretised(Study):
             text = f"The mass is not identified from Δt = {min(unknown):.3g} τ on: masses within a factor of "
             wide = max(step.high["mass"] / step.low["mass"] for step in steps)
             found.append(Finding(f"{text}{wide:.3g} explain the data as well."))
-        apart = [step.dt / self.tau for step in steps if step.excess > 0.7]
+        apart = [step.dt / self.tau for step in steps if step.excess > TOLD_APART]
         if apart:
             told = ", ".join(f"{x:.3g}" for x in apart)
             found.append(

@@ -164,6 +164,8 @@ def test_free_energy_of_boltzmann_samples():
         ({"velocity": "backward"}, "velocity must be"),
         ({"period": 6.28}, "boundary term"),
         ({"times": torch.arange(300) * 0.1001}, "time stamps step"),
+        ({"times": torch.arange(300, dtype=torch.float64) * (0.1 + 3e-7)}, "on average by 0.1000003"),
+        ({"times": torch.arange(300) * 0.1 + (torch.arange(300) == 9) * 0.02}, "time stamps step"),
         ({"n_lags": 5, "t_max": 1.0}, "not both"),
         ({"equation": "third"}, "equation must be"),
     ],

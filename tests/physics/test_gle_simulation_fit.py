@@ -7,8 +7,10 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
 
 from observatory.data import LangevinTrajectories, read_trajectories
 from observatory.physics.gle import (
@@ -84,6 +86,40 @@ def test_interrupted_optimisation_goes_on_as_if_nothing_had_happened(tmp_path):
     for _ in range(2):
         second.advance(x)
     assert torch.equal(second.theta, whole.theta) and torch.equal(second.losses, whole.losses)
+
+
+def test_the_loop_stops_where_data_cannot_be_told_from_a_simulation(tmp_path):
+    """`excess` is logged and stopped at, long before the budget of sets is spent."""
+    x = rarely_seen(150, 64)
+    module = Iterate(method(lanes=64, samples=120, budget=160))
+    stop = EarlyStopping("train/excess", strict=False, stopping_threshold=math.log(2), patience=1000)
+    trainer = pl.Trainer(
+        max_epochs=20, accelerator="cpu", logger=False, callbacks=[stop], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(x), batch_size=len(x)))
+    assert int(module.method.count) < 160
+    assert module.method.incumbent.explains
+    assert float(trainer.callback_metrics["train/excess"]) <= math.log(2)
+
+
+def test_what_flies_apart_excludes_nothing():
+    """Repeats at the optimum with a NaN among them say nothing; a step too long for every set is refused."""
+    fit, x = method(lanes=16, samples=60, budget=16), rarely_seen(100, 16)
+    fit.advance(x)
+    simulated = fit._correlations
+
+    def one_apart(theta: torch.Tensor, U: Harmonic, *, common: bool) -> torch.Tensor:
+        found = simulated(theta, U, common=common)
+        found[0] = found[0] if common else math.nan
+        return found
+
+    fit._correlations = one_apart
+    assert fit.advance(x)["excess"] == math.inf
+    assert not fit.incumbent.mass_identified and not fit.incumbent.explains
+    hopeless = method(mass=(1e-5, 1e-4), step=1.0, lanes=16, samples=60, budget=8, potential=DoubleWell(2.0))
+    with pytest.raises(ValueError, match="all 8 simulations flew apart"):
+        hopeless.advance(x)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Mechanics, 2001; Tepper, Dalton, Netz, J. Chem. Theory Comput. 20, 3061 (2024), 
 
 from observatory.physics.gle.barrier import (
     PassageTime,
+    first_passage_time,
     grote_hynes_rate,
     overdamped_passage_time,
     passage_time,
@@ -17,11 +18,13 @@ from observatory.physics.gle.force import RandomForce, random_force
 from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
 from observatory.physics.gle.likelihood import WhittleFit, whittle_fit
 from observatory.physics.gle.linear import HarmonicGLE
+from observatory.physics.gle.particle import Particle
 from observatory.physics.gle.potentials import DoubleWell, Flat, FreeEnergy, Harmonic, free_energy
 from observatory.physics.gle.recorded import RecordedKernel
 from observatory.physics.gle.result import MemoryKernel
 from observatory.physics.gle.simulation import simulate
 from observatory.physics.gle.simulation_fit import SimulationFit
+from observatory.physics.gle.spline_potential import SplinePotential
 from observatory.physics.gle.trainable import SimulatedGLE
 
 __all__ = [
@@ -33,14 +36,17 @@ __all__ = [
     "HarmonicGLE",
     "KernelFit",
     "MemoryKernel",
+    "Particle",
     "PassageTime",
     "RandomForce",
     "RecordedKernel",
     "SimulatedGLE",
     "SimulationFit",
+    "SplinePotential",
     "WhittleFit",
     "exponential_kernel",
     "extract_kernel",
+    "first_passage_time",
     "fit_exponentials",
     "free_energy",
     "grote_hynes_rate",

@@ -24,6 +24,12 @@ class ExponentialKernel:
     decay: Tensor  # σⱼ > 0, (..., c), unit of time
     frequency: Tensor  # ωⱼ > 0, (..., c), radians over time
 
+    @classmethod
+    def of(cls, gamma: Tensor, tau: Tensor) -> ExponentialKernel:
+        """Σᵢ (γᵢ/τᵢ) e^{-t/τᵢ} alone, of what is positive by construction; gradients flow."""
+        none = gamma[..., :0]
+        return cls(gamma, tau, gamma.new_zeros(gamma.shape[:-1]), none, none, none)
+
     def at(self, t: Tensor) -> Tensor:
         """Γ(t) for t > 0, shape (..., times) of t (times,); the δ is left out."""
         wave, damped = self._waves(t)

@@ -32,8 +32,7 @@ class WhittleFit:
 
     @property
     def kernel(self) -> ExponentialKernel:
-        empty = self.gamma.new_zeros(0)
-        return ExponentialKernel(self.gamma, self.tau, self.gamma.new_zeros(()), empty, empty, empty)
+        return ExponentialKernel.of(self.gamma, self.tau)
 
     @property
     def mass_range(self) -> tuple[float, float]:
@@ -89,8 +88,7 @@ def whittle_fit(
 
     def log_density(theta: Tensor) -> Tensor:
         m, gamma, tau = theta[0].exp(), theta[1 : 1 + terms].exp(), theta[1 + terms :].exp()
-        empty = gamma.new_zeros(0)
-        kernel = ExponentialKernel(gamma, tau, gamma.new_zeros(()), empty, empty, empty)
+        kernel = ExponentialKernel.of(gamma, tau)
         return (kT / k * spectral_density(transition(kernel, m, k, dt), frequency)).log()
 
     free = torch.ones(start.shape[-1], dtype=torch.bool, device=x.device)

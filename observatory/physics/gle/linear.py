@@ -6,12 +6,13 @@ import math
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from observatory.numerics.correlate import correlation
 from observatory.physics.gle.embedding import generator_matrix
 from observatory.physics.gle.estimators import positions_of
-from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
+from observatory.physics.gle.kernels import ExponentialKernel
+from observatory.physics.gle.parameters import Batch, KernelParameters
 
 
 def transition(kernel: ExponentialKernel, mass: Tensor, stiffness: Tensor, dt: float) -> Tensor:
@@ -84,7 +85,7 @@ def _modulus_basis(d: int) -> Tensor:
     return basis
 
 
-class HarmonicGLE(nn.Module):
+class HarmonicGLE(KernelParameters):
     """m ẍ = -kx - ∫Γ(s)ẋ(t-s)ds + F with trainable ln m, ln γᵢ, ln τᵢ, observed at steps Δt.
 
     The stiffness is kT over the variance of the data. The sampled process is exactly a linear one,
@@ -113,25 +114,11 @@ class HarmonicGLE(nn.Module):
         loss: str = "whittle",
         lags: int = 200,
     ) -> None:
-        super().__init__()
-        exponential_kernel(gamma, tau)  # refuses what is not a kernel
-        if loss not in ("whittle", "correlation") or min(dt, kT, mass) <= 0 or lags < 2:
-            given = f"loss={loss!r}, dt={dt:g}, kT={kT:g}, mass={mass:g}, lags={lags}"
+        super().__init__(mass, gamma, tau)
+        if loss not in ("whittle", "correlation") or min(dt, kT) <= 0 or lags < 2:
+            given = f"loss={loss!r}, dt={dt:g}, kT={kT:g}, lags={lags}"
             raise ValueError(f"loss is 'whittle' or 'correlation', the numbers are positive; got {given}")
         self.dt, self.kT, self.loss, self.lags = dt, kT, loss, lags
-        self.log_mass, self.log_gamma, self.log_tau = (
-            nn.Parameter(torch.tensor(values, dtype=torch.float64).log()) for values in (mass, gamma, tau)
-        )
-
-    @property
-    def kernel(self) -> ExponentialKernel:
-        empty = self.log_gamma.new_zeros(0)
-        zero = self.log_gamma.new_zeros(())
-        return ExponentialKernel(self.log_gamma.exp(), self.log_tau.exp(), zero, empty, empty, empty)
-
-    @property
-    def mass(self) -> Tensor:
-        return self.log_mass.exp()
 
     def correlations(self, stiffness: Tensor) -> tuple[Tensor, Tensor]:
         """C_xx(iΔt) and C_vv of half-step velocities, (lags,), exact."""
@@ -139,7 +126,7 @@ class HarmonicGLE(nn.Module):
         xx = self.kT / stiffness * powers(F, self.lags + 1)[..., 0, 0]
         return xx[:-1], half_step_velocity_correlation(xx, self.dt)
 
-    def training_loss(self, batch: Tensor | tuple[Tensor, ...]) -> Tensor:
+    def training_loss(self, batch: Batch) -> Tensor:
         """Of positions (P, N) or (P, N, 1)."""
         x = positions_of(batch)
         x = x - x.mean()
@@ -156,12 +143,6 @@ class HarmonicGLE(nn.Module):
             (((c - d) / d[0]).square().mean() for c, d in zip(model, data, strict=True)),
             torch.zeros((), dtype=torch.float64, device=x.device),
         )
-
-    def validation_metrics(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The loss on other data, and what has been found."""
-        kernel = self.kernel
-        found = {"friction": kernel.friction(), "memory_time": kernel.memory_time(), "mass": self.mass}
-        return {"loss": self.training_loss(batch), **found}
 
 
 def half_step_velocity_correlation(xx: Tensor, dt: float) -> Tensor:

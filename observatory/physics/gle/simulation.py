@@ -105,24 +105,28 @@ def trajectory_blocks(
     kick = -p.kick.reshape(-1, 1).to(dtype)
     count, d = len(M), R.shape[-1]
     drawn = 1 if common_noise else count
+    learns = M.requires_grad and torch.is_grad_enabled()  # else a trainable U asks for no gradients either
     y = torch.randn(drawn, d + 1, lanes, dtype=dtype, device=device, generator=generator).repeat(
         count // drawn, 1, 1
     )
     if start is None:
-        y[:, 0] = _equilibrium(potential, kT, (drawn, lanes), generator, device).to(dtype)
+        with torch.set_grad_enabled(learns):
+            y[:, 0] = _equilibrium(potential, kT, (drawn, lanes), generator, device).to(dtype)
     else:
         y[:, 0] = start.to(y).expand(*sets, lanes).reshape(count, lanes)
     if isinstance(potential, FreeEnergy):
         potential = potential.to(dtype, device)
-    advance = choose(count, compiled=compiled, differentiable=M.requires_grad)
+    advance = choose(count, compiled=compiled, differentiable=learns)
     per_block = max(1, min(NOISE // (count * (d + 1) * lanes), most) // stride) * stride
-    kicked = y[:, 1] + kick / 2 * potential.gradient(y[:, 0])
-    y = torch.cat([y[:, :1], kicked[:, None], y[:, 2:]], 1)
+    with torch.set_grad_enabled(learns):
+        kicked = y[:, 1] + kick / 2 * potential.gradient(y[:, 0])
+        y = torch.cat([y[:, :1], kicked[:, None], y[:, 2:]], 1)
     age = -burn_in
     while True:
         noise = torch.randn(per_block, drawn, d, lanes, dtype=dtype, device=device, generator=generator)
         xs = torch.empty(per_block, count, lanes, dtype=dtype, device=device)
-        y = advance(y, noise, M, R, kick, potential, xs).detach()
+        with torch.set_grad_enabled(learns):
+            y = advance(y, noise, M, R, kick, potential, xs).detach()
         first = max(math.ceil(max(1, age + 1) / stride), 1) * stride  # number of the next stored step
         kept = xs[first - age - 1 :: stride]
         age += per_block

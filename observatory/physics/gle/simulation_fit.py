@@ -25,13 +25,14 @@ from observatory.physics.gle.estimators import positions_of
 from observatory.physics.gle.extraction import kernel_of_correlations
 from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
 from observatory.physics.gle.matching import matched_correlations, mismatch
+from observatory.physics.gle.particle import Particle
 from observatory.physics.gle.potentials import Potential, free_energy
-from observatory.physics.gle.simulation import simulate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPEATS = 8  # independent simulations at the optimum: the noise of the loss
+TOLD_APART = math.log(2)  # excess above which the best simulation is not the equation of the data
 SMALLEST = 1e-12  # added to a loss before its logarithm is taken
 Range = tuple[float, float]
 
@@ -47,9 +48,14 @@ class Incumbent:
     excess: float  # ln of the loss over the largest loss of one simulation against the others
 
     @property
+    def explains(self) -> bool:
+        """Whether the loss is at most twice that between two simulations; else nothing is excluded by it."""
+        return self.excess <= TOLD_APART
+
+    @property
     def mass_identified(self) -> bool:
-        """Whether the masses that the data do not exclude span less than a factor of two."""
-        return bool(self.high[0] < 2 * self.low[0])
+        """Whether data that are explained leave masses that span less than a factor of two."""
+        return self.explains and bool(self.high[0] < 2 * self.low[0])
 
 
 class SimulationFit(nn.Module):
@@ -63,7 +69,8 @@ class SimulationFit(nn.Module):
     Dalton, Netz, J. Chem. Theory Comput. 20, 3061 (2024), arXiv:2401.09249).
 
     A batch is (P, N) or (P, N, 1), all trajectories. `excess` ≤ 0 says that the data cannot be told from one
-    more simulation: the rule to stop at.
+    more simulation: the rule to stop at, in the loop by Lightning's `EarlyStopping(monitor="train/excess",
+    strict=False, stopping_threshold=0)` with a large `patience`.
 
     The scalars of direct inversion of the same correlations stand beside, as direct_friction and so on.
 
@@ -121,7 +128,7 @@ class SimulationFit(nn.Module):
         ranges = [tuple(r) for r in (mass, *gamma, *tau)]
         _check(ranges, len(gamma), len(tau), dt, kT, step, lags, samples)
         self.dt, self.kT, self.potential = dt, kT, potential
-        self.stride = math.ceil(dt / step * (1 - 1e-9))
+        self.step = step
         self.lags, self.lanes, self.samples, self.batch = lags, lanes, samples, batch
         self.initial, self.budget, self.search, self.seed = initial * len(ranges), budget, search, seed
         low, high = torch.tensor(ranges, dtype=torch.float64).log().unbind(1)
@@ -152,6 +159,17 @@ class SimulationFit(nn.Module):
         gamma, tau = self.found[0, 1:].chunk(2)
         order = tau.argsort()
         return exponential_kernel(gamma[order], tau[order])
+
+    @property
+    def particle(self) -> Particle:
+        """The incumbent, to be simulated or saved.
+
+        Raises:
+            ValueError: before anything has been found.
+        """
+        if self._U is None or bool(self.found.isnan().any()):
+            raise ValueError(f"nothing has been found after {int(self.count)} sets: advance further")
+        return Particle(self.kernel, self._U, self.found[0, 0], self.kT)
 
     def advance(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
         """Evaluate one batch of parameter sets; scalars of the incumbent."""
@@ -199,15 +217,12 @@ class SimulationFit(nn.Module):
         generator = torch.Generator(theta.device).manual_seed(
             self.seed + (0 if common else 1 + int(self.count))
         )
-        x = simulate(
-            exponential_kernel(gamma, tau),
-            U,
-            mass=theta[:, 0].exp(),
-            kT=self.kT,
-            step=self.dt / self.stride,
+        particles = Particle(ExponentialKernel.of(gamma, tau), U, theta[:, 0].exp(), self.kT)
+        x = particles.observed(
+            self.dt,
+            step=self.step,
             samples=self.samples,
             lanes=self.lanes,
-            stride=self.stride,
             dtype=torch.float32,
             generator=generator,
             common_noise=common,
@@ -225,8 +240,17 @@ class SimulationFit(nn.Module):
         return propose(surrogate, count, self.seed + done)
 
     def _log_losses(self) -> Tensor:
-        """ln L, with the worst finite value for simulations that flew apart."""
+        """ln L, with the worst finite value for simulations that flew apart.
+
+        Raises:
+            ValueError: if all of them did.
+        """
         values = (self.losses[: int(self.count)] + SMALLEST).log().cpu()
+        if not bool(values.isfinite().any()):
+            raise ValueError(
+                f"all {len(values)} simulations flew apart with a step of at most {self.step:g}: give a "
+                "smaller step, or search heavier masses"
+            )
         return values.nan_to_num(nan=torch.inf).clamp_max(values[values.isfinite()].max())
 
     def _surrogate(self) -> Surrogate:
@@ -246,14 +270,16 @@ class SimulationFit(nn.Module):
         repeats = self._correlations(theta.repeat(REPEATS, 1), U, common=False)
         to_data = mismatch(repeats, self.target)
         between = mismatch(repeats[:, None], repeats).sum(1) / (REPEATS - 1)  # of each to the others
-        scatter = float((to_data.max() / to_data.mean()).log())
+        # NaN where a simulation flew apart, its step being too long for the set: nothing explains the data
+        excess = (to_data.mean() / between.max()).log().nan_to_num(nan=torch.inf)
+        scatter = float((to_data.max() / to_data.mean()).log().nan_to_num(nan=0.0))
         pool = np.concatenate([candidates(surrogate, self.seed), best[None]])
         mean, spread = surrogate.predict(pool)
         allowed = pool[mean - spread <= mean[-1] + scatter]
         ends = torch.from_numpy(np.stack([best, allowed.min(0), allowed.max(0)])).to(self.low)
         self.found.copy_((self.low + ends * (self.high - self.low)).exp())
-        self.verdict.copy_(torch.stack([to_data.mean(), (to_data.mean() / between.max()).log()]))
-        self.matched.copy_(repeats.mean(0))
+        self.verdict.copy_(torch.stack([to_data.mean(), excess]))
+        self.matched.copy_(repeats.nanmean(0))
 
     def _scalars(self) -> dict[str, float]:
         done = int(self.count)
