@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
-from typing_extensions import Unpack, override
+from typing_extensions import Unpack
 
-from observatory.callbacks.callback import ObservingCallback, _loader
+from observatory.callbacks.callback import ObservingCallback
 from observatory.callbacks.options import ObservingOptions, split
 from observatory.callbacks.tested_uncertainty import foreign_loader
-from observatory.looking.probe import Probe, ProbeRequest, draw_probe
 from observatory.uncertainty import instrument
 from observatory.uncertainty.gp import Noise
 
@@ -42,21 +42,8 @@ class LastLayerUncertainty(ObservingCallback):
         **options: Unpack[ObservingOptions],
     ) -> None:
         looking, watching = split(options)
-        self.uncertainty = instrument.LastLayerUncertainty(
-            rows=rows, reg=reg, noise=noise, last_layer=last_layer, seed=seed, **looking
-        )
-        self.elsewhere = elsewhere
-        super().__init__([self.uncertainty], **watching)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.uncertainty.trains_on(_loader(trainer, "train"))
-        if self.elsewhere is not None and self.uncertainty.elsewhere is None:
-            self.uncertainty.elsewhere = self._foreign(pl_module)
-        super().on_train_start(trainer, pl_module)
-
-    def _foreign(self, pl_module: LightningModule) -> Probe:
-        probe = self.uncertainty.probe
-        request = ProbeRequest(len(probe) if isinstance(probe, Probe) else probe.size)
-        loader = foreign_loader(self.elsewhere)
-        return draw_probe(loader, request, inputs=self.uncertainty.inputs).to(pl_module.device)
+        one = instrument.LastLayerUncertainty(
+            rows=rows, reg=reg, noise=noise, last_layer=last_layer, seed=seed,
+            elsewhere=None if elsewhere is None else partial(foreign_loader, elsewhere), **looking,
+        )  # fmt: skip
+        super().__init__([one], **watching)

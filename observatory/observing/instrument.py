@@ -132,6 +132,14 @@ class Instrument:
         """Quantities of a whole window or run."""
         raise NotImplementedError
 
+    # The data of the training, for instruments that pass over them
+
+    def trains_on(self, loader: Any) -> None:
+        """The loader of the training data, None where there is none; told before the first look.
+
+        It may not be iterated, since that would move its random streams: use its `dataset`.
+        """
+
     # State that a resumed run needs: tensors, str, int, float, bool, None, list, tuple and dict only
 
     def state_dict(self) -> dict[str, Any]:

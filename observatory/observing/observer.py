@@ -250,6 +250,8 @@ class Observer:
             try:
                 with together():
                     station.probe = self._source.find(station.instrument, self._device, live.dtype)
+                    if station.passes:
+                        station.instrument.trains_on(self._source.training())
             except Exception as error:  # the data set belongs to somebody else
                 if self.strict:
                     raise

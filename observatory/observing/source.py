@@ -52,6 +52,10 @@ class ProbeSource:
             self._found[key] = drawn
         return self._found[key].to(device, dtype)
 
+    def training(self) -> Any:
+        """The loader of the training data, None where there is none."""
+        return self._loaders("train")
+
     def offer(self, batch: Any) -> None:
         """A training batch passes by; rank 0 keeps it until the probes of streams are complete."""
         if rank() == 0:

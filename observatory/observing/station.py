@@ -55,6 +55,7 @@ class Station:
         kind = type(instrument)
         self.observes = kind.observe is not Instrument.observe
         self.concludes = kind.conclude is not Instrument.conclude
+        self.passes = kind.trains_on is not Instrument.trains_on  # over the training data
         self._samples = kind.samples_at is not Instrument.samples_at
         self._said: set[str] = set()  # reasons that were given already
         self._fresh = self._state_of_instrument(fresh_state)

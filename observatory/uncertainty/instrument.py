@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from observatory.looking.probe import Probe, ProbeRequest
+from observatory.looking.probe import Probe, ProbeRequest, draw_probe
 from observatory.observing.instrument import Histogram, Instrument, Look
 from observatory.records import Quantity
 from observatory.uncertainty import figures, findings
@@ -38,7 +38,8 @@ class LastLayerUncertainty(Instrument):
         noise: of a regression, "none", "additive" or "constant".
         last_layer: name of the layer; default the nn.Linear that is executed last.
         examples: the training examples, where there is no loader to take them from.
-        elsewhere: inputs from another distribution, which the scores are asked to tell apart.
+        elsewhere: inputs from another distribution, which the scores are asked to tell apart; or a function
+            that returns the loader to draw them from, as many as there are in the probe.
         seed: of the drawn training examples.
         options: see `Instrument`; the probe is of the validation split.
     """
@@ -54,7 +55,7 @@ class LastLayerUncertainty(Instrument):
         noise: Noise = "none",
         last_layer: str | None = None,
         examples: Probe | None = None,
-        elsewhere: Probe | None = None,
+        elsewhere: Probe | Callable[[], Any] | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -71,8 +72,7 @@ class LastLayerUncertainty(Instrument):
         return {name: getattr(self, name) for name in ("rows", "reg", "noise", "last_layer", "seed")}
 
     def trains_on(self, loader: Any) -> None:
-        """The loader whose data set is passed over."""
-        if self.examples is None:
+        if self.examples is None and loader is not None:
             self._training = Examples(
                 loader, self.rows, seed=self.seed, inputs=self.inputs, targets=self.targets
             )
@@ -114,9 +114,7 @@ class LastLayerUncertainty(Instrument):
 
     def _judged(self, posterior: Posterior, look: Look) -> dict[str, Tensor]:
         """α from the rows at even places, scores from those at odd places."""
-        batch, foreign = [(look.probe.inputs, look.probe.targets)], None
-        if self.elsewhere is not None:
-            foreign = [(self.elsewhere.to(look.model.device, _dtype(look)).inputs, None)]
+        batch, foreign = [(look.probe.inputs, look.probe.targets)], self._foreign(look)
         assert posterior.gram is not None and posterior.rigidity is not None
         self._width = posterior.gram.width
         spectrum = posterior.rigidity.spectrum
@@ -136,6 +134,15 @@ class LastLayerUncertainty(Instrument):
         if isinstance(posterior, LastLayerGP) and foreign is not None:
             scores["ood_raw"] = auroc(posterior.own_deviations(batch), posterior.own_deviations(foreign))
         return values | {name: torch.as_tensor(v, dtype=torch.float64) for name, v in scores.items()}
+
+    def _foreign(self, look: Look) -> list[tuple[Any, None]] | None:
+        """The batch from elsewhere, if there is one."""
+        if self.elsewhere is None:
+            return None
+        if not isinstance(self.elsewhere, Probe):
+            request = ProbeRequest(len(look.probe))
+            self.elsewhere = draw_probe(self.elsewhere(), request, inputs=self.inputs)
+        return [(self.elsewhere.to(look.model.device, _dtype(look)).inputs, None)]
 
     def _nothing(self, posterior: Posterior, targets: Tensor) -> dict[str, Tensor]:
         """NaN for all that would have been said, of the same shapes."""

@@ -9,7 +9,7 @@ import torch
 from contract import EVERY_STEP, CallbackContract
 from runs import Classifier, examples, fit, loaders
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from observatory.callbacks import LastLayerUncertainty
 from observatory.looking import ProbeRequest
@@ -97,3 +97,19 @@ def test_regression_has_a_baseline_and_sentences(tmp_path):
     assert "negative log-likelihood" in Looking.findings(part)[0].text
     page = write_report(tmp_path / "observatory/run_0").read_text()
     assert "Dimension of the features" in page and "figures failed" not in page
+
+
+def test_stream_of_training_data_switches_the_instrument_off_and_nothing_else(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(examples())
+
+    callback = LastLayerUncertainty(every_n_steps=1)
+    module, (_, val) = Classifier(), loaders()
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, max_steps=3, default_root_dir=tmp_path, callbacks=[callback],
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="a stream of training data cannot be passed over again"):
+        trainer.fit(module, DataLoader(Stream(), 8), val)
+    assert trainer.global_step == 3 and callback.observer.stations[0].off

@@ -11,6 +11,7 @@ import yaml
 
 from observatory.cli import main
 from observatory.data import UCI
+from observatory.records import open_run
 from observatory.training import MLP, Supervised
 from observatory.uncertainty import LastLayerGP
 
@@ -60,6 +61,21 @@ def test_equipped_checkpoint_predicts_like_the_library(checkpoint, tmp_path, cap
     torch.testing.assert_close(one.std, other.std, rtol=1e-4, atol=0)
     page = (tmp_path / "bars/uncertainty.html").read_text()
     assert "constant/nll" in page and "Errors against error bars" in page
+
+
+def test_replay_passes_over_the_training_data_of_the_experiment(checkpoint):
+    instrument = {"class_path": "observatory.callbacks.LastLayerUncertainty", "init_args": {"probe": 44}}
+    with open("config.yaml", "w") as file:
+        yaml.safe_dump(CONFIG | {"observe": {"uncertainty": instrument}}, file)
+    assert main(["replay", "--config", "config.yaml", "end.ckpt", "--out", "again"]) == 0
+    found = open_run("again").instrument("uncertainty")
+    expected = LastLayerGP(copy.deepcopy(checkpoint).eval()).fit(UCI(batch_size=64).train_dataloader())
+    spectrum = expected.fitted.spectrum
+    assert found["effective_dimension"].values.tolist() == pytest.approx(
+        [spectrum.effective_dimension.item()]
+    )
+    assert found["spectrum"].values[0] == pytest.approx(spectrum.eigenvalues.numpy(), rel=1e-4)
+    assert found["nll"].values[0] != found["constant_nll"].values[0]
 
 
 def test_unknown_layer_is_refused(checkpoint, capsys):
