@@ -5,8 +5,8 @@
 Prints the seconds of the first call, which compiles, and of the best of several later ones, the
 ratios (both sides called in turn, so that other work on the machine slows either), and how far the
 gradient with respect to the initial u is from ours. One core, float32; torchdiffeq's rk4 is the 3/8
-rule with the same four evaluations a step, once with our right-hand side and once with the fields
-in one tensor and copied borders. Peers that are not installed (extra `peers`) are left out.
+rule with the same four evaluations a step: with our right-hand side, with the fields in one tensor
+and copied borders, and with its adjoint equation, whose way back through diffusion ends in NaN. Peers that are not installed (extra `peers`) are left out.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ def ours(
     return call
 
 
-def torchdiffeq(system: FitzHughNagumo, stacked: bool) -> Callable[[], Tensor] | None:
+def torchdiffeq(
+    system: FitzHughNagumo, stacked: bool = False, adjoint: bool = False
+) -> Callable[[], Tensor] | None:
     try:
-        from torchdiffeq import odeint
+        from torchdiffeq import odeint, odeint_adjoint
     except ImportError:
         return None
     y, times = beginning(1), torch.tensor([0.0, STEPS * H])
@@ -84,7 +86,11 @@ def torchdiffeq(system: FitzHughNagumo, stacked: bool) -> Callable[[], Tensor] |
 
     def call() -> Tensor:
         start = torch.stack([y["u"], y["v"]], 1) if stacked else (y["u"], y["v"])
-        states = odeint(together if stacked else apart, start, times, method="rk4", options={"step_size": H})
+        rk4: dict = {"method": "rk4", "options": {"step_size": H}}
+        if adjoint:
+            states = odeint_adjoint(apart, start, times, adjoint_params=tuple(system.parameters()), **rk4)
+        else:
+            states = odeint(together if stacked else apart, start, times, **rk4)
         end = states[-1][:, 0] if stacked else states[0][-1]
         return torch.autograd.grad(end.square().sum(), [*system.parameters(), *y.values()])[-2]
 
@@ -164,8 +170,9 @@ def main() -> None:
         report(f"compiled, {lanes} lanes", several, f"{several[1] / one:.2f} times one lane")
     for name, call in (
         ("eager", ours(field, 1, STEPS, False)),
-        ("torchdiffeq rk4", torchdiffeq(FitzHughNagumo(), False)),
-        ("torchdiffeq rk4, stacked", torchdiffeq(FitzHughNagumo(), True)),
+        ("torchdiffeq rk4", torchdiffeq(FitzHughNagumo())),
+        ("torchdiffeq rk4, stacked", torchdiffeq(FitzHughNagumo(), stacked=True)),
+        ("torchdiffeq rk4, adjoint", torchdiffeq(FitzHughNagumo(), adjoint=True)),
         ("JAX checkpointed scan", jax_scan(1)),
     ):
         if call is not None:

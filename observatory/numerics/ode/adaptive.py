@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from observatory.numerics.ode.field import State, Theta, VectorField, combined
+from observatory.numerics.ode.explicit import State, Theta, combined
+from observatory.numerics.ode.field import VectorField
 from observatory.numerics.ode.grid import Grid, checked_intervals
-from observatory.numerics.ode.tableaux import TABLEAUX
+from observatory.numerics.ode.tableaux import TABLEAUX, Tableau
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
-DOPRI5 = TABLEAUX["dopri5"]
 
 
 @torch.no_grad()
@@ -21,14 +23,15 @@ def adaptive_grid(
     times: Tensor,
     theta: Theta | None = None,
     *,
+    method: Literal["dopri5", "tsit5"] = "dopri5",
     rtol: float = 1e-6,
     atol: float = 1e-8,
     lanes: int = 0,
     max_steps: int = 100_000,
 ) -> Grid:
-    """The steps with which `dopri5` keeps the estimated error of each below atol + rtol |y|.
+    """The steps with which a method keeps the estimated error of each below atol + rtol |y|.
 
-    Integrate on them with method="dopri5": every kind of gradient is then that of a fixed sequence of
+    Integrate on them with the same method: every kind of gradient is then that of a fixed sequence of
     steps, in which their sizes are constants. The steps end exactly on the wanted times.
 
     Args:
@@ -36,6 +39,7 @@ def adaptive_grid(
         y: initial state.
         times: shape (T,), or (T, *lanes).
         theta: in place of parameters of the module.
+        method: one that estimates its error.
         lanes: leading dimensions of the state that are integrated each with steps of its own; with 0 all
             that is in the state shares its steps. A lane that has reached a wanted time waits there for
             the others.
@@ -45,6 +49,7 @@ def adaptive_grid(
         ValueError: if the steps become too small for the floating-point type, or too many.
     """
     field = system if isinstance(system, VectorField) else VectorField(system)
+    tableau = TABLEAUX[method]
     theta = field.theta | dict(theta or {})
     checked_intervals(times)
     shape = tree_leaves(y)[0].shape[:lanes]
@@ -66,11 +71,11 @@ def adaptive_grid(
                     "the solution is stiff or singular there; "
                     f"loosen rtol={rtol:g} or raise max_steps={max_steps}"
                 )
-            proposed, error = _attempt(field, t, h, y, theta)
+            proposed, error = _attempt(tableau, field, t, h, y, theta)
             ratio = _norm(error, y, proposed, rtol, atol, lanes)
             ratio = torch.where(ratio.isfinite(), ratio, 1e10)
             accepted = (ratio <= 1) & (left > 0)
-            factor = (SAFETY * ratio.clamp_min(1e-10) ** (-1 / DOPRI5.order)).clamp(SHRINK, GROW)
+            factor = (SAFETY * ratio.clamp_min(1e-10) ** (-1 / tableau.order)).clamp(SHRINK, GROW)
             # a step cut short to end on a wanted time says nothing against the size before it
             size = torch.where(left > 0, torch.where(accepted & (h < size), size, h * factor), size)
             if accepted.any():
@@ -83,12 +88,16 @@ def adaptive_grid(
     return Grid(torch.stack(starts), torch.stack(sizes), tuple(saves))
 
 
-def _attempt(field: VectorField, t: Tensor, h: Tensor, y: State, theta: Theta) -> tuple[State, State]:
+def _attempt(
+    tableau: Tableau, field: VectorField, t: Tensor, h: Tensor, y: State, theta: Theta
+) -> tuple[State, State]:
     """A step and the estimate of its error."""
     slopes: list[State] = []
-    for row, c in zip(DOPRI5.a, DOPRI5.c, strict=True):
+    for row, c in zip(tableau.a, tableau.c, strict=True):
         slopes.append(field(t + c * h, combined(y, h, row, slopes), theta))
-    return combined(y, h, DOPRI5.b, slopes), combined(tree_map(torch.zeros_like, y), h, DOPRI5.error, slopes)
+    return combined(y, h, tableau.b, slopes), combined(
+        tree_map(torch.zeros_like, y), h, tableau.error, slopes
+    )
 
 
 def _norm(x: State, old: State, new: State, rtol: float, atol: float, lanes: int) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from observatory.numerics.ode.field import State, Theta, VectorField
+from observatory.numerics.ode.explicit import State, Theta
+from observatory.numerics.ode.field import VectorField
 from observatory.numerics.ode.grid import Grid
 from observatory.numerics.ode.integration import Gradient, integrate
 

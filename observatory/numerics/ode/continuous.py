@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from observatory.numerics.curvature import prepare_forward_mode
-from observatory.numerics.ode.field import State, Theta, VectorField, explicit_step
+from observatory.numerics.ode.explicit import State, Theta, explicit_step
+from observatory.numerics.ode.field import VectorField
 from observatory.numerics.ode.grid import Grid
 from observatory.numerics.ode.tableaux import Tableau
 

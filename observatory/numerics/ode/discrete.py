@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from observatory.numerics.ode.field import Pull, State, Step, Theta
+from observatory.numerics.ode.explicit import State, Theta
+from observatory.numerics.ode.field import Pull, Step
 from observatory.numerics.ode.grid import Grid
 
 

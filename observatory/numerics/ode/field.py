@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from observatory.numerics.ode.explicit import State, Theta, explicit_step
+from observatory.numerics.ode.splitting import Splitting
 from observatory.numerics.ode.tableaux import Tableau
 
-State = Any  # a tensor, or tensors nested in dicts, tuples and lists
-Theta = Mapping[str, Tensor]
 Step = Callable[[Tensor, Tensor, State, Theta], State]  # (t, h, y, θ) -> y at t + h
 Slopes = dict[str, Tensor]  # λᵀ∂/∂θ, by name
 Pull = Callable[[Tensor, Tensor, State, Theta, State, Slopes], tuple[State, Slopes]]
 
 
 class _Called(nn.Module):
-    """Runs `rhs` inside `functional_call`."""
+    """Runs a method of the system inside `functional_call`."""
 
     def __init__(self, system: nn.Module) -> None:
         super().__init__()
         self.system = system
 
-    def forward(self, t: Tensor, y: State) -> State:
-        return self.system.rhs(t, y)  # type: ignore[operator]
+    def forward(self, part: str, t: Tensor, y: State) -> State:
+        return getattr(self.system, part)(t, y)
 
 
 class VectorField:
@@ -46,7 +46,7 @@ class VectorField:
             raise TypeError(f"{type(system).__name__} has no right-hand side rhs(t, y)")
         self.system = system
         self._called = _Called(system)
-        self._kept: dict[tuple[str, Tableau], Any] = {}
+        self._kept: dict[tuple[str, Tableau | Splitting], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:  # compiled code is neither pickled nor copied
         return self.__dict__ | {"_kept": {}}
@@ -57,18 +57,25 @@ class VectorField:
         return dict(self.system.named_parameters())
 
     def __call__(self, t: Tensor, y: State, theta: Theta) -> State:
-        named = {f"system.{name}": value for name, value in theta.items()}
-        return torch.func.functional_call(self._called, named, (t, y))
+        return self._part("rhs", t, y, theta)
 
-    def step(self, tableau: Tableau, *, compiled: bool = False) -> Step:
+    def flow(self, h: Tensor, y: State, theta: Theta) -> State:
+        """The state moved for a time h by the part that the module keeps out of `rhs`; see `strang`."""
+        return self._part("flow", h, y, theta)
+
+    def _part(self, name: str, t: Tensor, y: State, theta: Theta) -> State:
+        named = {f"system.{name}": value for name, value in theta.items()}
+        return torch.func.functional_call(self._called, named, (name, t, y))
+
+    def step(self, method: Tableau | Splitting, *, compiled: bool = False) -> Step:
         """One step of a method, (t, h, y, θ) to y at t + h."""
 
         def advance(t: Tensor, h: Tensor, y: State, theta: Theta) -> State:
-            return explicit_step(tableau, self, t, h, y, theta)
+            return one_step(method, self, t, h, y, theta)
 
-        return self._keep("step", tableau, advance) if compiled else advance
+        return self._keep("step", method, advance) if compiled else advance
 
-    def pull(self, tableau: Tableau, *, compiled: bool = False) -> Pull:
+    def pull(self, method: Tableau | Splitting, *, compiled: bool = False) -> Pull:
         """The transposed derivative of a step, (t, h, y, θ, λ, s) to (λᵀ∂y₊/∂y, s + λᵀ∂y₊/∂θ).
 
         It recomputes the stages.
@@ -78,19 +85,34 @@ class VectorField:
             t: Tensor, h: Tensor, y: State, theta: Theta, cotangent: State, slopes: Slopes
         ) -> tuple[State, Slopes]:
             _, transposed = torch.func.vjp(  # type: ignore[misc]
-                lambda y, theta: explicit_step(tableau, self, t, h, y, theta), y, dict(theta)
+                lambda y, theta: one_step(method, self, t, h, y, theta), y, dict(theta)
             )
             by_state, by_theta = transposed(cotangent)
             return by_state, {name: slopes[name] + value for name, value in by_theta.items()}
 
-        return self._keep("pull", tableau, back) if compiled else back
+        return self._keep("pull", method, back) if compiled else back
 
-    def _keep(self, kind: str, tableau: Tableau, function: Callable) -> Any:
-        if (kind, tableau) not in self._kept:
+    def _keep(self, kind: str, method: Tableau | Splitting, function: Callable) -> Any:
+        if (kind, method) not in self._kept:
             options: dict[str, Any] = {"guard_filter_fn": _of_tensors}
-            code = torch.compile(function, fullgraph=True, options=options)
-            self._kept[kind, tableau] = lambda *arguments: code(*_any_number_of_lanes(arguments))
-        return self._kept[kind, tableau]
+            self._kept[kind, method] = _Compiled(torch.compile(function, fullgraph=True, options=options))
+        return self._kept[kind, method]
+
+
+class _Compiled:
+    """Compiled code that serves every number ≥ 2 of lanes in the first dimension of a state."""
+
+    def __init__(self, code: Callable) -> None:
+        self.code, self.shapes = code, set[tuple[torch.Size, ...]]()
+
+    def __call__(self, t: Tensor, h: Tensor, y: State, *more: Any) -> Any:
+        shape = tuple(leaf.shape for leaf in tree_leaves(y))
+        if shape not in self.shapes:  # a mark is read where code is made; it takes a tenth of a step's time
+            self.shapes.add(shape)
+            for leaf in tree_leaves((t, h, y, more)):
+                if leaf.ndim and len(leaf) > 1:
+                    torch._dynamo.maybe_mark_dynamic(leaf, 0)
+        return self.code(t, h, y, *more)
 
 
 def _of_tensors(guards: Any) -> list[bool]:
@@ -98,37 +120,10 @@ def _of_tensors(guards: Any) -> list[bool]:
     return [g.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") and "_called" not in g.name for g in guards]
 
 
-def _any_number_of_lanes(arguments: Any) -> Any:
-    """Arguments marked so that compiled code serves every number ≥ 2 of lanes in the first dimension."""
-    for leaf in tree_leaves(arguments):
-        if leaf.ndim and len(leaf) > 1:
-            torch._dynamo.maybe_mark_dynamic(leaf, 0)
-    return arguments
-
-
-def explicit_step(
-    tableau: Tableau,
-    field: Callable[[Tensor, State, Theta], State],
-    t: Tensor,
-    h: Tensor,
-    y: State,
-    theta: Theta,
+def one_step(
+    method: Tableau | Splitting, field: VectorField, t: Tensor, h: Tensor, y: State, theta: Theta
 ) -> State:
-    """One explicit Runge-Kutta step; t and h have shape () or that of the leading dimensions (lanes) of y."""
-    slopes: list[State] = []
-    for row, c in zip(tableau.a, tableau.c, strict=True):
-        slopes.append(field(t + c * h, combined(y, h, row, slopes), theta))
-    return combined(y, h, tableau.b, slopes)
-
-
-def combined(y: State, h: Tensor, weights: tuple[float, ...], slopes: list[State]) -> State:
-    """y + h Σ wᵢ kᵢ."""
-    terms = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
-    if not terms:
-        return y
-
-    def leaf(y: Tensor, *k: Tensor) -> Tensor:
-        total = sum(w * k for (w, _), k in zip(terms, k, strict=True))
-        return y + h.reshape(h.shape + (1,) * (y.ndim - h.ndim)) * total
-
-    return tree_map(leaf, y, *(k for _, k in terms))
+    """y at t + h."""
+    if isinstance(method, Tableau):
+        return explicit_step(method, field, t, h, y, theta)
+    return method(field, t, h, y, theta)

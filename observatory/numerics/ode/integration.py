@@ -10,9 +10,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from observatory.numerics.ode.continuous import Continuous, integrated_adjoint
 from observatory.numerics.ode.discrete import Sweep, reversible
-from observatory.numerics.ode.field import State, Theta, VectorField
+from observatory.numerics.ode.explicit import State, Theta
+from observatory.numerics.ode.field import VectorField
 from observatory.numerics.ode.grid import Grid
-from observatory.numerics.ode.tableaux import tableau_of
+from observatory.numerics.ode.splitting import method_of
+from observatory.numerics.ode.tableaux import Tableau
 
 Gradient = Literal["plain", "checkpointed", "interpolated", "backsolve"]
 
@@ -46,7 +48,7 @@ def integrate(
         grid: the steps, from `uniform_grid` or `adaptive_grid`.
         theta: tensors in place of parameters of the module, by name; of any shape that its code accepts,
             such as one value per lane.
-        method: euler, heun, ssprk3, rk4 or dopri5.
+        method: euler, heun, ssprk3, rk4, dopri5 or tsit5; for systems in parts verlet, rush_larsen or strang.
         snapshots: of "checkpointed"; default every step, which repeats none.
         compiled: step and transposed step as compiled code, once for each method and `VectorField`,
             whatever the number of steps; the module must be traceable.
@@ -59,14 +61,14 @@ def integrate(
     """
     field = system if isinstance(system, VectorField) else VectorField(system)
     everything = field.theta | dict(theta or {})
-    tableau = tableau_of(method)
+    rule = method_of(method)
     for leaf in tree_leaves(y):
         if leaf.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"states are float32 or float64, got {leaf.dtype}: smaller ones do not resolve a step"
             )
     if gradient == "plain" or (gradient == "checkpointed" and torch._C._are_functorch_transforms_active()):
-        step = field.step(tableau, compiled=compiled)
+        step = field.step(rule, compiled=compiled)
         saved, wanted = [y], set(grid.saves)
         for k, (t, h) in enumerate(zip(grid.starts.unbind(), grid.sizes.unbind(), strict=True), start=1):
             y = step(t, h, y, everything)
@@ -75,8 +77,10 @@ def integrate(
         return tree_map(lambda *states: torch.stack(states), *saved)
     if gradient == "checkpointed":
         kept = len(grid) - 1 if snapshots is None else min(snapshots, len(grid) - 1)
-        step, pull = field.step(tableau, compiled=compiled), field.pull(tableau, compiled=compiled)
+        step, pull = field.step(rule, compiled=compiled), field.pull(rule, compiled=compiled)
         return reversible(Sweep(grid, step, pull, kept), y, everything)
     if gradient in ("interpolated", "backsolve"):
-        return integrated_adjoint(Continuous(field, tableau, grid, gradient == "backsolve"), y, everything)
+        if not isinstance(rule, Tableau):
+            raise ValueError(f"the adjoint equation is solved by Runge-Kutta methods, not by {method}")
+        return integrated_adjoint(Continuous(field, rule, grid, gradient == "backsolve"), y, everything)
     raise ValueError(f"gradient is plain, checkpointed, interpolated or backsolve, got {gradient!r}")
