@@ -6,7 +6,8 @@ Prints the seconds of the first call, which compiles, and of the best of several
 ratios (both sides called in turn, so that other work on the machine slows either), and how far the
 gradient with respect to the initial u is from ours. One core, float32; torchdiffeq's rk4 is the 3/8
 rule with the same four evaluations a step: with our right-hand side, with the fields in one tensor
-and copied borders, and with its adjoint equation, whose way back through diffusion ends in NaN. Peers that are not installed (extra `peers`) are left out.
+and copied borders, and with its adjoint equation, whose way back through diffusion ends in NaN.
+Peers that are not installed (extra `peers`) are left out.
 """
 
 from __future__ import annotations
