@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
@@ -24,6 +25,7 @@ from observatory.messages import refuse
 from observatory.observing.station import Station
 from observatory.records import open_run
 from observatory.report import write_report
+from observatory.report.hparams import chosen, initial_state, write_hparams
 from observatory.training import SeedEveryStep
 
 
@@ -76,7 +78,17 @@ class ObservatoryCLI(LightningCLI):
             return
         if self.datamodule is not None and has_test(self.datamodule):
             self.trainer.test(self.model, self.datamodule, verbose=False)
+        self._add_to_table()
         summarise(self.trainer)
+
+    def _add_to_table(self) -> None:
+        """TensorBoard's table of runs gets the settings, the first look and the final metrics."""
+        trainer = self.trainer
+        if trainer.is_global_zero and trainer.log_dir and isinstance(trainer.logger, TensorBoardLogger):
+            folder = Path(trainer.log_dir)
+            final = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            settings = chosen(self.config.get(str(self.subcommand), self.config).as_dict())
+            write_hparams(folder, settings, initial_state(folder), final)
 
 
 def fit(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,6 +36,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
+def table_of(folder: Path) -> Any:
+    """The hyperparameters that TensorBoard shows of a run."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    return HParamsPluginData.FromString(plugin.content).session_start_info.hparams
+
+
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 def test_fit_trains_observes_tests_and_reports(tmp_path, capsys):
     assert main(["fit", "--config", str(EXPERIMENT), *QUICK]) == 0
@@ -51,6 +62,11 @@ def test_fit_trains_observes_tests_and_reports(tmp_path, capsys):
     assert yaml.safe_load((folder / "config.yaml").read_text())["observe"]["ntk"]["class_path"].endswith(
         "Variables"
     )
+    columns = table_of(folder)
+    first = run["ntk/entropy"].values[0]
+    assert columns["initial/ntk/entropy"].number_value == pytest.approx(first, rel=1e-6)
+    assert columns["data.batch_size"].number_value == 128
+    assert columns["model.network"].string_value.endswith("ConvNet")
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")

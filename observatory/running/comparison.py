@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
 from observatory.records import Panel, Run, open_run
 from observatory.report import Section, read_metrics, write_page
+from observatory.report.hparams import flattened
 
 ABSENT = "–"
 
@@ -64,17 +64,7 @@ def _settings(file: Path) -> dict[str, str]:
     """A configuration with dotted keys, without where it was written."""
     config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
     config.get("trainer", {}).pop("logger", None)
-    return {key: str(value) for key, value in _flat(config).items()}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {prefix: value}
-    return {
-        full: leaf
-        for key, inner in value.items()
-        for full, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+    return {key: str(value) for key, value in flattened(config).items()}
 
 
 def _differing(configs: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:

@@ -13,11 +13,10 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from observatory.fitting import has_test
-from observatory.records import open_run
 from observatory.report import write_report
+from observatory.report.hparams import initial_state, write_hparams
 from observatory.running.bookmark import Bookmark
 from observatory.running.configured import ConfiguredRun, quietly
-from observatory.running.hparams import write_hparams
 from observatory.running.plan import PlannedRun
 from observatory.studies import FinishedRun
 from observatory.studies.study import END
@@ -132,14 +131,6 @@ def train(
 def last_metrics(trainer: Trainer) -> dict[str, float]:
     """The last value of every metric."""
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def initial_state(folder: Path) -> dict[str, float]:
-    """The scalars of every instrument's first look."""
-    if not _is_recorded(folder):
-        return {}
-    run = open_run(folder)
-    return {name: float(run[name].values[0]) for name in run if run[name].values.ndim == 1 and len(run[name])}
 
 
 def _is_recorded(folder: Path) -> bool:
