@@ -17,7 +17,7 @@ from observatory.ntk.blocks import Block
 from observatory.ntk.claims import claims_of
 from observatory.ntk.directions import CROSSED, KINDS, Kind, Sites, output_directions
 from observatory.ntk.gradients import rows
-from observatory.ntk.nonfinite import not_finite
+from observatory.ntk.nonfinite import all_finite, not_finite
 from observatory.ntk.sizes import sizes_of
 
 
@@ -192,7 +192,7 @@ class _Pairs:
                         parts[name] = part
                         continue
                     self._place(parts, name, part, at, of, mirrored=symmetric and i != j)
-        if not self.allow_nonfinite and not all(bool(part.isfinite().all()) for part in parts.values()):
+        if not self.allow_nonfinite and not all(map(all_finite, parts.values())):
             raise ValueError(f"the kernel is not finite: {not_finite(self.function, self.xs)}")
         return {name: self._finished(part) for name, part in parts.items()}
 
