@@ -6,47 +6,46 @@ A resample with replacement holds points twice, at distance zero. The variance o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from observatory.dimension.neighbours import Neighbours
 
 HALVES = 20
+AT_ONCE = 2**21  # numbers of a (points, neighbours, halves) array: what a cache holds
 
 
-@dataclass(frozen=True, eq=False)
-class Halves:
-    """Neighbours within halves of the points, read off the neighbours within all of them."""
+def inverse_dimensions_in_halves(
+    neighbours: Neighbours, k: int, depth: int, *, number: int = HALVES
+) -> Tensor:
+    """ln r_k - mean_{j<k} ln r_j of every point of a half, its neighbours being those inside the half.
 
-    rank: Tensor  # (halves, n/2, k), int16: 1 for the nearest neighbour inside the half, 0 outside of it
-    logarithms: Tensor  # (halves, n/2, k), ln r
-
-    def at(self, rank: int) -> Tensor:
-        """ln r of the neighbour of this rank, (halves, n/2); NaN where the neighbours kept are too few."""
-        here = self.rank == rank
-        found = torch.where(here, self.logarithms, 0.0).sum(-1)
-        return torch.where(here.any(-1), found, torch.nan)
-
-    def below(self, rank: int) -> Tensor:
-        """Σ ln r over the neighbours of smaller rank, (halves, n/2)."""
-        return torch.where((self.rank > 0) & (self.rank < rank), self.logarithms, 0.0).sum(-1)
-
-
-def random_halves(neighbours: Neighbours, depth: int, *, number: int = HALVES) -> Halves:
-    """Halves drawn by a generator of their own.
+    For k = 2 it is the logarithm of the ratio of TwoNN. The neighbours are read off those within all points.
 
     Args:
         neighbours: of all points.
-        depth: how many of them to look through: three times the rank that is needed inside a half.
-        number: of halves.
+        k: rank inside the half.
+        depth: how many neighbours to look through: three times the rank.
+        number: of halves, drawn by a generator of their own.
+
+    Returns:
+        (number, n/2) float64; NaN where the neighbours looked through are too few.
     """
     n, device = len(neighbours), neighbours.distances.device
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.rand(number, n, generator=generator).argsort(1)[:, : n // 2].to(device)
-    member = torch.zeros(number, n, dtype=torch.bool, device=device).scatter_(1, chosen, True)
-    indices = neighbours.indices[:, :depth]
-    inside = torch.stack([one[indices[rows]] for one, rows in zip(member, chosen, strict=True)])
-    rank = inside.cumsum(-1, dtype=torch.int16) * inside
-    return Halves(rank, neighbours.distances[:, :depth].log()[chosen])
+    chosen = torch.rand(number, n, generator=torch.Generator().manual_seed(0)).argsort(1)[:, : n // 2]
+    member = torch.zeros(number, n, dtype=torch.uint8).scatter_(1, chosen, 1).T.contiguous().to(device)
+    logarithms = neighbours.distances[:, :depth].log()
+    logarithms = (logarithms - logarithms[:, :1]).float()  # of ratios: single precision does for an error
+    rows = max(1, AT_ONCE // (depth * number))
+    parts = zip(neighbours.indices[:, :depth].split(rows), logarithms.split(rows), strict=True)
+    found = torch.cat([_inverse(member[indices], k, ln) for indices, ln in parts])  # (n, number)
+    return found.T.gather(1, chosen.to(device)).double()
+
+
+def _inverse(inside: Tensor, k: int, logarithms: Tensor) -> Tensor:
+    """(points, halves) from memberships of neighbours (points, depth, halves) and ln r (points, depth)."""
+    rank = inside.cumsum(1, dtype=torch.uint8)
+    last = (rank == k) & (inside > 0)
+    weights = last.float() - ((rank < k) & (inside > 0)).float() / (k - 1)
+    found = (weights.mT @ logarithms[..., None])[..., 0]
+    return torch.where(rank[:, -1] >= k, found, torch.nan)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from observatory.dimension.halves import random_halves
+from observatory.dimension.halves import inverse_dimensions_in_halves
 from observatory.dimension.neighbours import Neighbours
 from observatory.dimension.result import DEPTH, FEWEST, Dimension, neighbours_of, undefined
 
@@ -42,9 +42,8 @@ def levina_bickel(x: Tensor | Neighbours, *, k: int = 20, combine: Combine = "ma
     valid = inverse.isfinite().sum()
     if valid < FEWEST:
         return undefined(near, (), valid)
-    halves = random_halves(near, max(DEPTH, 3 * k))
-    spread = halves.at(k) - halves.below(k) / (k - 1)
-    error = combined(torch.where(spread > 0, spread, torch.nan), combine).std()
+    halves = inverse_dimensions_in_halves(near, k, max(DEPTH, 3 * k))
+    error = combined(torch.where(halves > 0, halves, torch.nan), combine).std()
     first, last = near.distances[:, 0].mean(), near.distances[:, k - 1].mean()
     return Dimension(combined(inverse, combine), error, valid, first, last, near.dropped)
 

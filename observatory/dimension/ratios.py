@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from observatory.dimension.halves import random_halves
+from observatory.dimension.halves import inverse_dimensions_in_halves
 from observatory.dimension.neighbours import Neighbours
 from observatory.dimension.result import FEWEST, Dimension, neighbours_of, undefined
 
@@ -43,8 +42,8 @@ def two_nn(x: Tensor | Neighbours, *, method: Method = "ols", fraction: float = 
         return undefined(near, (), valid)
     value = rate_of(ratio, method=method, fraction=fraction)
     if method == "ols":
-        halves = random_halves(near, TWO_NN_DEPTH)
-        error = rate_of(_valid(halves.at(2) - halves.at(1)), method=method, fraction=fraction).std()
+        halves = _valid(inverse_dimensions_in_halves(near, 2, TWO_NN_DEPTH))
+        error = rate_of(halves, method=method, fraction=fraction).std()
     else:
         error = value / (valid * (1.0 if method == "ml" else fraction) - 2).sqrt()
     first, second = near.distances[:, 0].mean(), near.distances[:, 1].mean()
@@ -139,45 +138,47 @@ def gride(
 
 def without_outliers(log_ratio: Tensor) -> Tensor:
     """NaN instead of ratios μ ≥ q50 + 20 (q95 - q50), quantiles over the last axis."""
-    mu = log_ratio.exp()
-    q50, q95 = _quantile(mu, 0.5), _quantile(mu, 0.95)
-    return torch.where(mu < q50 + 20 * (q95 - q50), log_ratio, torch.nan)
+    ordered = log_ratio.sort(-1).values  # NaN last
+    q50, q95 = _quantile_of_exp(ordered, 0.5), _quantile_of_exp(ordered, 0.95)
+    return torch.where(log_ratio < (q50 + 20 * (q95 - q50)).log(), log_ratio, torch.nan)
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
-    """Linear quantile over the last axis, which is kept, without NaN (`nanquantile` refuses 2²⁴ numbers)."""
-    ordered = values.sort(-1).values
-    at = q * (values.isfinite().sum(-1, keepdim=True) - 1).clamp_min(0).to(values.dtype)
-    low, high = ordered.gather(-1, at.floor().long()), ordered.gather(-1, at.ceil().long())
+def _quantile_of_exp(ordered: Tensor, q: float) -> Tensor:
+    """Linear quantile of e^x over the last axis, which is kept; x ascending, NaN left out."""
+    at = q * (ordered.isfinite().sum(-1, keepdim=True) - 1).clamp_min(0).to(ordered.dtype)
+    low, high = (ordered.gather(-1, place.long()).exp() for place in (at.floor(), at.ceil()))
     return low + (high - low) * (at - at.floor())
 
 
 def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Tensor, Tensor]:
     """Maximum likelihood d and its standard error, each (...), from ln μ (..., N) with NaN left out.
 
-    The score (N-1)/d + (n₂-n₁-1) Σ ln μ/(1 - μ^-d) - (n₂-1) Σ ln μ falls monotonically in d:
-    bisection in ln d, to the last digit. Its first term makes n₁ = 1, n₂ = 2 equal to the unbiased TwoNN.
+    The score (N-1)/d + (n₂-n₁-1) Σ ln μ/(1 - μ^-d) - (n₂-1) Σ ln μ is convex and falls with d: Newton's steps
+    rise to its root from anywhere below. Its first term makes n₁ = 1, n₂ = 2 equal to the unbiased TwoNN.
     """
     valid = log_ratio.isfinite()
-    n = valid.sum(-1)
+    n = valid.sum(-1).double()
     total = torch.where(valid, log_ratio, 0.0).sum(-1)
-    n1, n2 = (torch.as_tensor(k, device=log_ratio.device) for k in (n1, n2))
+    n1, n2 = (torch.as_tensor(k, device=log_ratio.device).double() for k in (n1, n2))
+    inner = n2 - n1 - 1
 
-    def score(d: Tensor) -> Tensor:
-        grown = log_ratio / -torch.expm1(-d[..., None] * log_ratio)
-        inner = torch.where(valid, grown, 0.0).sum(-1)
-        return (n - 1) / d + (n2 - n1 - 1) * inner - (n2 - 1) * total
+    def score(d: Tensor) -> tuple[Tensor, Tensor]:
+        """The score, and the sum in minus its derivative, Σ [ln μ/(2 sinh(½ d ln μ))]²."""
+        decay = torch.expm1(-d[..., None] * log_ratio)
+        grown = log_ratio / -decay
+        curved = torch.where(valid, grown.square() * (1 + decay), 0.0).sum(-1)
+        return (n - 1) / d + inner * torch.where(valid, grown, 0.0).sum(-1) - (n2 - 1) * total, curved
 
     low = (n - 1) / ((n2 - 1) * total)  # the score is positive here, since the sum inside is
-    high = (n - 1 + (n2 - n1 - 1) * n) / (n1 * total)  # x/(1 - e^-dx) ≤ x + 1/d makes it negative here
-    for _ in range(_HALVINGS):
-        middle = (low * high).sqrt()
-        rises = score(middle) > 0
-        low, high = torch.where(rises, middle, low), torch.where(rises, high, middle)
-    d = (low * high).sqrt()
-    curvature = (log_ratio / (2 * torch.sinh(0.5 * d[..., None] * log_ratio))).square()
-    information = n / d.square() + (n2 - n1 - 1) * torch.where(valid, curvature, 0.0).sum(-1)
-    return d, information.rsqrt()
+    d = torch.maximum((torch.digamma(n2) - torch.digamma(n1)) * n / total, low)  # ⟨ln μ⟩ = (ψ(n₂) - ψ(n₁))/d
+    for _ in range(_STEPS):
+        value, curved = score(d)
+        nearer = torch.maximum(d + value / ((n - 1) / d.square() + inner * curved), low)
+        done = bool(((nearer - d).abs() <= 1e-15 * d).all())
+        d = nearer
+        if done:
+            break
+    return d, (n / d.square() + inner * score(d)[1]).rsqrt()
 
 
-_HALVINGS = math.ceil(math.log2(math.log(64.0**2) / 1e-15))  # of the interval of ln d
+_STEPS = 24  # from `low`, at worst 64 times too small, six double d and six converge quadratically
