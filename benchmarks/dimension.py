@@ -5,7 +5,8 @@
 
 Times are minima of repeated runs, side by side in one process; peers are left out where scikit-dimension is
 not installed. The neighbour pass feeds all of our estimators: three TwoNN, Levina-Bickel, Gride at
-six scales and the correlation dimension. Memory is the growth of the peak of a process of its own.
+six scales and the correlation dimension, with error bars that the peers do not have; beside each peer stands
+also our estimator of that name alone. Memory is that of all of them above the data, in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from ntk import peak, resident
 from torch import Tensor, nn
 
 from observatory.dimension import (
@@ -29,18 +31,9 @@ from observatory.dimension import (
     profile,
     two_nn,
 )
+from observatory.dimension.ratios import TWO_NN_DEPTH
 
 SCALES = (1, 2, 4, 8, 16, 32)
-MEMORY = """
-import resource, torch
-torch.set_num_threads(1)
-from observatory.dimension import levina_bickel, nearest_neighbours
-x = torch.randn({n}, {d}, dtype=torch.{dtype})
-levina_bickel(nearest_neighbours(x[:500]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-nearest_neighbours(x, dtype=torch.{dtype})
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
 
 
 def cloud(n: int, d: int) -> Tensor:
@@ -79,6 +72,25 @@ def peers(x: Tensor) -> Mapping[str, Callable[[], object]]:
     }
 
 
+def alone(x: Tensor, dtype: torch.dtype) -> Mapping[str, Callable[[], object]]:
+    """Each of those four of ours from a search of its own, no deeper than it needs."""
+    return {
+        "TwoNN": lambda: two_nn(nearest_neighbours(x, TWO_NN_DEPTH, dtype=dtype)),
+        "MLE": lambda: levina_bickel(nearest_neighbours(x, dtype=dtype)),
+        "GRIDE": lambda: gride(nearest_neighbours(x, dtype=dtype), n1=SCALES),
+        "CorrInt": lambda: correlation_dimension(nearest_neighbours(x, dtype=dtype), dtype=dtype),
+    }
+
+
+def memory(n: int, d: int, dtype: torch.dtype) -> float:
+    """MiB that all estimators together take above the data and what is loaded."""
+    x = torch.randn(n, d, dtype=dtype)
+    ours(x[:500], dtype)
+    before = resident("cpu")
+    ours(x, dtype)
+    return (peak("cpu") - before) / 2**20
+
+
 def estimators(n: int, d: int, repeats: int) -> None:
     x = cloud(n, d)
     seconds, values, after = {}, {}, {}
@@ -88,21 +100,21 @@ def estimators(n: int, d: int, repeats: int) -> None:
     names = {dtype: str(dtype).removeprefix("torch.") for dtype in seconds}
     print(f"N = {n}, D = {d}: all neighbour estimators together")
     for dtype, spent in seconds.items():
-        program = MEMORY.format(n=n, d=d, dtype=names[dtype])
-        out = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True
-        ).stdout
+        command = [sys.executable, __file__, "--memory", str(n), str(d), names[dtype]]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(f"  ours, {names[dtype]}   {spent:7.2f} s, of which after the neighbours {after[dtype]:.2f} s; "
               f"memory +{float(out):.0f} MB")  # fmt: skip
     print(f"  float32 differs from float64 by at most {error:.1e}")
     total, theirs = 0.0, peers(x)
+    own = alone(x, torch.float32)
     for name, call in theirs.items():
         spent, found = _least(call, repeats if n < 5000 else 1)
         total += spent
         ratios = ", ".join(f"{spent / s:.2f} × {names[k]}" for k, s in seconds.items())
         same = {"TwoNN": "ols", "MLE": "mle", "CorrInt": "correlation"}.get(name)
         told = f"; differs by {abs(found / values[torch.float64][same] - 1):.0e}" if same else ""  # type: ignore[operator]
-        print(f"  scikit-dimension {name:8} {spent:7.2f} s   {ratios}{told}")
+        single = spent / _least(own[name], repeats)[0]
+        print(f"  scikit-dimension {name:8} {spent:7.2f} s   {ratios}; {single:.2f} × that one alone{told}")
     if theirs:
         ratios = ", ".join(f"{total / s:.1f} × {names[k]}" for k, s in seconds.items())
         print(f"  one after the other       {total:7.2f} s   {ratios}")
@@ -135,8 +147,13 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[10000, 2000])
     parser.add_argument("--dimensions", type=int, nargs="+", default=[784, 20])
+    parser.add_argument("--memory", nargs=3, metavar=("N", "D", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.memory:
+        n, d, name = options.memory
+        print(memory(int(n), int(d), getattr(torch, name)))
+        return
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     for n in options.sizes:
         for d in options.dimensions:

@@ -12,7 +12,7 @@ from torch import Tensor
 from observatory.dimension.neighbours import Neighbours
 
 HALVES = 20
-AT_ONCE = 2**21  # numbers of a (points, neighbours, halves) array: what a cache holds
+AT_ONCE = 2**19  # numbers of a (points, neighbours, halves) array: what a cache holds
 
 
 def inverse_dimensions_in_halves(
@@ -32,20 +32,31 @@ def inverse_dimensions_in_halves(
         (number, n/2) float64; NaN where the neighbours looked through are too few.
     """
     n, device = len(neighbours), neighbours.distances.device
-    chosen = torch.rand(number, n, generator=torch.Generator().manual_seed(0)).argsort(1)[:, : n // 2]
+    drawn = torch.rand(number, n, generator=torch.Generator().manual_seed(0))
+    chosen = drawn.topk(n // 2, sorted=False).indices
     member = torch.zeros(number, n, dtype=torch.uint8).scatter_(1, chosen, 1).T.contiguous().to(device)
     logarithms = neighbours.distances[:, :depth].log()
     logarithms = (logarithms - logarithms[:, :1]).float()  # of ratios: single precision does for an error
+    falls = torch.cat([-logarithms.diff(dim=1), logarithms[:, -1:]], 1)  # (n, depth)
     rows = max(1, AT_ONCE // (depth * number))
-    parts = zip(neighbours.indices[:, :depth].split(rows), logarithms.split(rows), strict=True)
-    found = torch.cat([_inverse(member[indices], k, ln) for indices, ln in parts])  # (n, number)
+    parts = zip(neighbours.indices[:, :depth].split(rows), falls.split(rows), strict=True)
+    found = torch.cat(
+        [_inverse(_rows_of(member, indices), k, fall) for indices, fall in parts]
+    )  # (n, number)
     return found.T.gather(1, chosen.to(device)).double()
 
 
-def _inverse(inside: Tensor, k: int, logarithms: Tensor) -> Tensor:
-    """(points, halves) from memberships of neighbours (points, depth, halves) and ln r (points, depth)."""
-    rank = inside.cumsum(1, dtype=torch.uint8)
-    last = (rank == k) & (inside > 0)
-    weights = last.float() - ((rank < k) & (inside > 0)).float() / (k - 1)
-    found = (weights.mT @ logarithms[..., None])[..., 0]
-    return torch.where(rank[:, -1] >= k, found, torch.nan)
+def _rows_of(member: Tensor, indices: Tensor) -> Tensor:
+    """member[indices], several times faster."""
+    return member.index_select(0, indices.flatten()).unflatten(0, indices.shape)
+
+
+def _inverse(inside: Tensor, k: int, falls: Tensor) -> Tensor:
+    """(points, halves) from memberships of neighbours (points, depth, halves).
+
+    Σ ln r over the nearest m neighbours inside is, by parts, Σ_j min(rank_j, m) (ln r_j - ln r_{j+1}) with
+    rank_j the number of neighbours inside up to the j-th: two products, and no comparison of each neighbour.
+    """
+    rank = inside.cumsum(1, dtype=torch.uint8 if inside.shape[1] < 256 else torch.int16)
+    up_to, before = ((rank.clamp(max=m).float().mT @ falls[..., None])[..., 0] for m in (k, k - 1))  # Σ ln r
+    return torch.where(rank[:, -1] >= k, up_to - before * k / (k - 1), torch.nan)
