@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,15 +97,25 @@ def _smallest(block: Tensor, k: int, groups: int) -> tuple[Tensor, Tensor]:
     than one selection over the row.
     """
     if groups == 1:
-        values, columns = block.topk(k, largest=False)
-        return values, columns
+        columns = _least(block, k)
+        values, order = block.gather(1, columns).sort(1)
+        return values, columns.gather(1, order)
     parts = block.view(len(block), groups, -1)
     width = parts.shape[2]
     k_groups = min(k, width)
-    near = parts.amin(1).topk(k_groups, largest=False, sorted=False).indices  # (B, k)
+    near = _least(parts.amin(1), k_groups)  # (B, k)
     candidates = parts.gather(2, near[:, None].expand(-1, groups, -1)).flatten(1)
-    values, chosen = candidates.topk(k, largest=False)
+    chosen = _least(candidates, k)
+    values, order = candidates.gather(1, chosen).sort(1)
+    chosen = chosen.gather(1, order)
     return values, (chosen // k_groups) * width + near.gather(1, chosen % k_groups)
+
+
+def _least(rows: Tensor, k: int) -> Tensor:
+    """Columns of the k smallest entries of each row, in no order."""
+    if rows.device.type == "cpu" and k < rows.shape[1]:  # NumPy selects with vector instructions
+        return torch.from_numpy(np.argpartition(rows.numpy(), k - 1, axis=1)[:, :k].copy())
+    return rows.topk(k, largest=False, sorted=False).indices
 
 
 def _refine(
