@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -91,12 +94,62 @@ class Probe:
         }
         if sum(leaf.numel() * leaf.element_size() for leaf in leaves.values()) < STORED_BELOW:
             arrays |= {
-                key: (leaf.float() if leaf.is_floating_point() else leaf).numpy()
+                key: (leaf.float() if leaf.dtype.itemsize < 4 and leaf.is_floating_point() else leaf).numpy()
                 for key, leaf in leaves.items()
             }
+            with suppress(TypeError):
+                arrays["outline"] = np.array(json.dumps([_outline(self.inputs), _outline(self.targets)]))
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, allow_pickle=False, **arrays)
         partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Probe | None:
+        """What `save` wrote; None where its tensors were too large, or it held something else than tensors.
+
+        Raises:
+            OSError: if there is no such file.
+            ValueError: if it is torn, or no probe.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if "outline" not in arrays:
+                    return None
+                outlines = zip(("inputs", "targets"), json.loads(str(arrays["outline"])), strict=True)
+                inputs, targets = (_restored(part, outline, arrays) for part, outline in outlines)
+                indices = torch.from_numpy(arrays["indices"]) if "indices" in arrays else None
+                return cls(inputs, targets, indices, str(arrays["source"]))
+        except (BadZipFile, KeyError, EOFError, TypeError) as error:
+            raise ValueError(f"{path} is no probe, or is torn: {error}") from error
+
+
+def _outline(tree: Any) -> Any:
+    """How tensors are nested, for JSON: in plain containers only, since a file must not name a class.
+
+    Raises:
+        TypeError: if there is anything else.
+    """
+    if tree is None or isinstance(tree, Tensor):
+        return None if tree is None else "tensor"
+    if type(tree) in (list, tuple):
+        return [type(tree).__name__, *map(_outline, tree)]
+    if type(tree) is dict and all(type(key) is str for key in tree):
+        return {key: _outline(part) for key, part in tree.items()}
+    raise TypeError(f"a {type(tree).__name__} is neither a tensor nor a plain container of tensors")
+
+
+def _built(outline: Any, leaves: Iterator[Tensor | None]) -> Any:
+    if isinstance(outline, list):
+        parts = [_built(part, leaves) for part in outline[1:]]
+        return tuple(parts) if outline[0] == "tuple" else parts
+    if isinstance(outline, dict):
+        return {key: _built(part, leaves) for key, part in outline.items()}
+    return next(leaves)
+
+
+def _restored(part: str, outline: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    keys = (f"{part}_{k}" for k in itertools.count())
+    return _built(outline, (torch.from_numpy(arrays[key]) if key in arrays else None for key in keys))
 
 
 def _first(tree: Any) -> Tensor:

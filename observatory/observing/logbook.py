@@ -73,9 +73,9 @@ class Logbook:
 
     def keep_probe(self, station: Station) -> None:
         """Store the probe of a station beside its numbers."""
-        if station.record is not None and station.probe is not None:
+        if station.probe_file is not None and station.probe is not None:
             try:
-                station.probe.save(station.record.directory / "probe.npz")
+                station.probe.save(station.probe_file)
             except Exception as error:  # also a probe of things that no .npz can hold
                 warn(f"the probe of {station.instrument.name!r} is not stored: {error}")
 

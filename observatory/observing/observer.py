@@ -157,11 +157,12 @@ class Observer:
         """The look at the beginning; in a resumed run what the checkpoint came too early for."""
         if station.last < 0 and station.observes:
             self._look(station, step, epoch, free=True)
-        elif station.missed_update(step):
-            self._attend(station, step, epoch)
-        elif station.missed_epoch(step, epoch):
-            self._attend_epoch(station, step, epoch - 1)
-        elif station.waiting:  # a stream's first batches are kept for its probe
+        else:
+            if station.missed_update(step):  # it may have been the last one of the epoch before
+                self._attend(station, step, min(epoch, station.epochs))
+            if station.missed_epoch(step, epoch):
+                self._attend_epoch(station, step, epoch - 1)
+        if station.waiting:  # a stream's first batches are kept for its probe
             self._probe_ready(station)
         station.seen, station.epochs = step, epoch
 
@@ -217,6 +218,8 @@ class Observer:
                 self._look(station, step, epoch, free=True)
             if station.concludes and not station.off:
                 self._conclude(station, step, epoch)
+            if station.waiting and step > self._begun_at and self._live is not None and self._live.ready:
+                self._no_probe(station, ValueError(self._source.shortage(station.instrument)))
         self.close()
 
     @_survived
@@ -249,13 +252,13 @@ class Observer:
         if station.probe is None and not station.off and live.ready:
             try:
                 with together():
-                    station.probe = self._source.find(station.instrument, self._device, live.dtype)
+                    station.probe = self._source.find(
+                        station.instrument, self._device, live.dtype, kept=station.probe_file
+                    )
                     if station.passes:
                         station.instrument.trains_on(self._source.training())
             except Exception as error:  # the data set belongs to somebody else
-                if self.strict:
-                    raise
-                station.fail(error)
+                self._no_probe(station, error)
             if station.probe is not None:
                 self.logbook.keep_probe(station)
                 if not any(s.waiting for s in self.stations):
@@ -263,6 +266,11 @@ class Observer:
         if station.probe is None:
             station.next = -1  # look as soon as there are enough examples, and no lazy parameter is left
         return station.probe is not None and not station.off
+
+    def _no_probe(self, station: Station, error: Exception) -> None:
+        if self.strict:
+            raise error
+        station.fail(error)
 
     def _maker(self, step: int, epoch: int, *, afresh: bool = True) -> Callable[[Station], Look]:
         live = self._live

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +31,22 @@ class ProbeSource:
         self._passed: list[Any] = []  # batches of a stream, kept until there are enough examples
         self._found: dict[Any, Probe] = {}  # equal requests share one probe
 
-    def find(self, instrument: Instrument, device: torch.device, dtype: torch.dtype | None) -> Probe | None:
+    def find(
+        self,
+        instrument: Instrument,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        *,
+        kept: Path | None = None,
+    ) -> Probe | None:
         """The probe on `device` in `dtype`; None if it must be made of batches that have not passed by yet.
 
         Every rank must call it: all see rank 0's examples.
+
+        Args:
+            instrument: what asks for it.
+            device, dtype: of the model.
+            kept: file of the probe in the record of a resumed run, whose stream has other examples by now.
 
         Raises:
             ValueError: if there is no loader for the split asked for, or its data set is empty.
@@ -45,7 +58,7 @@ class ProbeSource:
             return request.to(device, dtype)
         key = (request, instrument.inputs, instrument.targets)
         if key not in self._found:
-            drawn = self._draw(instrument) if rank() == 0 else None
+            drawn = self._draw(instrument, kept) if rank() == 0 else None
             drawn = broadcast_object(None if drawn is None else drawn.to(torch.device("cpu")))
             if drawn is None:
                 return None
@@ -65,7 +78,21 @@ class ProbeSource:
         """Nobody waits for batches any more."""
         self._passed.clear()
 
-    def _draw(self, instrument: Instrument) -> Probe | None:
+    def shortage(self, instrument: Instrument) -> str:
+        """Why there is no probe at the end of a run."""
+        request = instrument.probe
+        assert not isinstance(request, Probe)
+        return (
+            f"it asks for {request.size} examples of the stream of {request.split} data, of which "
+            f"{self._passed_by(instrument)} passed by; give probe= a smaller number, or examples"
+        )
+
+    def _passed_by(self, instrument: Instrument) -> int:
+        return sum(
+            len(split_batch(b, inputs=instrument.inputs, targets=instrument.targets)) for b in self._passed
+        )
+
+    def _draw(self, instrument: Instrument, kept: Path | None) -> Probe | None:
         request = instrument.probe
         assert not isinstance(request, Probe)  # `find` has returned those
         loader = self._loaders(request.split)
@@ -76,16 +103,28 @@ class ProbeSource:
         dataset = getattr(loader, "dataset", None)  # Fabric's loaders are none of torch's
         if hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset):
             return draw_probe(loader, request, inputs=instrument.inputs, targets=instrument.targets)
-        parts = [split_batch(b, inputs=instrument.inputs, targets=instrument.targets) for b in self._passed]
-        if sum(len(part) for part in parts) < request.size:
+        source = f"{request.split}: first batches of a stream"
+        if (again := _kept(kept, source, request.size)) is not None:
+            return again
+        if self._passed_by(instrument) < request.size:
             return None
+        parts = [split_batch(b, inputs=instrument.inputs, targets=instrument.targets) for b in self._passed]
         whole = Probe(_joined([p.inputs for p in parts]), _joined([p.targets for p in parts]))
         first = tree_map(
             lambda x: x[: request.size] if isinstance(x, Tensor) else x, (whole.inputs, whole.targets)
         )
-        return replace(
-            whole, inputs=first[0], targets=first[1], source=f"{request.split}: first batches of a stream"
-        )
+        return replace(whole, inputs=first[0], targets=first[1], source=source)
+
+
+def _kept(file: Path | None, source: str, size: int) -> Probe | None:
+    """The probe of a stream that was looked at before this process began, if it is what is asked for now."""
+    if file is None or not file.is_file():
+        return None
+    try:
+        probe = Probe.load(file)
+    except (OSError, ValueError):
+        return None
+    return probe if probe is not None and probe.source == source and len(probe) == size else None
 
 
 def _joined(trees: list[Any]) -> Any:

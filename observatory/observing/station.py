@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,6 +89,11 @@ class Station:
     def waiting(self) -> bool:
         """Whether its probe has not been found yet."""
         return self.probe is None and not self.off and (self.observes or self.concludes)
+
+    @property
+    def probe_file(self) -> Path | None:
+        """Where the record keeps its probe; None where nothing is recorded."""
+        return None if self.record is None else self.record.directory / "probe.npz"
 
     def due(self, step: int, seconds_per_step: float, advance: float | None) -> bool:
         """Whether to look now. Postpones the look to a later step where the budget does not allow it now."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from observatory.looking.probe import Probe, split_batch
 from observatory.observing.dashboard import Dashboard
@@ -129,7 +129,8 @@ def watch(
         strict: let failures raise instead of warning once.
 
     Raises:
-        ValueError: if two instruments have the same name, or more than one schedule is given.
+        ValueError: if two instruments have the same name, more than one schedule is given, or `probe` is a
+            stream.
     """
     schedule = Schedule(looks_per_decade, every_n_steps, every_n_epochs, at)
     return Watch(
@@ -147,8 +148,13 @@ def source_of(probe: Examples | None) -> ProbeSource:
     """Where instruments find their examples, given what a person has at hand.
 
     Raises:
-        ValueError: if it is a batch that does not say which part of it are the inputs.
+        ValueError: if it is a batch that does not say which part of it are the inputs, or a stream.
     """
+    if isinstance(getattr(probe, "dataset", probe), IterableDataset):
+        raise ValueError(
+            "a stream has no examples to draw a probe from by their number: give probe=(x, y), for example "
+            "its first batch"
+        )
     if probe is None or hasattr(probe, "dataset"):  # a loader; Fabric's are none of torch's
         return ProbeSource(lambda _: probe)
     if isinstance(probe, Dataset):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-from everything import every_instrument
+from everything import EVERY_STEP, every_instrument
 from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import Classifier, bits, examples, loaders, trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
+from observatory.callbacks import CollectiveVariables
 from observatory.data import training_loader
+from observatory.looking import Probe
 from observatory.records import Run, open_run
 from observatory.training import SeedEveryStep
 
@@ -62,3 +67,60 @@ def test_resumed_run_and_record_are_those_of_the_uninterrupted_one(tmp_path, wor
     assert_same(
         open_run(tmp_path / "whole/observatory/run_0"), open_run(tmp_path / "parts/observatory/run_1")
     )
+
+
+def test_changed_shape_ends_the_record_of_a_resumed_run_and_not_the_run(tmp_path):
+    def part(size: int, steps: int, resume: Path | None = None) -> Run:
+        callbacks = [CollectiveVariables(probe=size, **(EVERY_STEP | {"strict": False}))]
+        if resume is None:
+            callbacks.append(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1))
+        one = trainer(tmp_path, callbacks, enable_checkpointing=resume is None, max_steps=steps)
+        one.fit(Frozen(), *loaders(), ckpt_path=resume, weights_only=True if resume else None)
+        assert one.global_step == steps
+        return open_run(tmp_path / f"observatory/run_{int(resume is not None)}")
+
+    part(12, 8)
+    with pytest.warns(UserWarning) as caught:
+        run = part(9, 10, tmp_path / "step=6.ckpt")
+    (said,) = [str(one.message) for one in caught if "training goes on" in str(one.message)]
+    assert "'ntk' is not recorded any more" in said and "a changed shape cannot continue a record" in said
+    assert all(run[quantity].steps.tolist() == list(range(7)) for quantity in run)
+
+
+class Stream(IterableDataset):
+    """Of which every process sees another part."""
+
+    def __init__(self, part: int) -> None:
+        self.part = part
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = examples().tensors
+        return zip(x.roll(8 * self.part, 0), y.roll(8 * self.part, 0), strict=True)
+
+
+def streamed(folder: Path, part: int, *, probe: int, resume: Path | None = None, **steps: int) -> Run:
+    callbacks = [CollectiveVariables(probe=probe, **EVERY_STEP)]
+    if resume is None:
+        callbacks.append(ModelCheckpoint(folder, "{step}", every_n_train_steps=6, save_top_k=-1))
+    one = trainer(folder, callbacks, max_epochs=-1, enable_checkpointing=resume is None, **steps)
+    data = DataLoader(Stream(part), 8), loaders()[1]
+    one.fit(Frozen(), *data, ckpt_path=resume, weights_only=True if resume else None)
+    return open_run(folder / f"observatory/run_{part}")
+
+
+def test_resumed_run_looks_at_the_probe_that_its_stream_has_no_more(tmp_path):
+    first = streamed(tmp_path, 0, probe=12, max_steps=8)
+    second = streamed(tmp_path, 1, probe=12, resume=tmp_path / "step=6.ckpt", max_steps=10)
+    # two batches of 8 have passed by after the second update
+    assert second["ntk/trace"].steps.tolist() == list(range(2, 11))
+    kept = [Probe.load(run.directory / "ntk/probe.npz") for run in (first, second)]
+    assert kept[0].digest() == kept[1].digest()
+    np.testing.assert_array_equal(kept[1].inputs, examples().tensors[0][:12])
+    np.testing.assert_array_equal(second["ntk/kernel"].values[:5], first["ntk/kernel"].values[:5])
+
+
+def test_run_resumed_before_its_stream_had_brought_enough_examples_begins_to_look_later(tmp_path):
+    with pytest.raises(ValueError, match="60 examples of the stream of train data, of which 48 passed by"):
+        streamed(tmp_path, 0, probe=60, max_steps=6)
+    second = streamed(tmp_path, 1, probe=60, resume=tmp_path / "step=6.ckpt", max_steps=20)
+    assert second["ntk/trace"].steps.tolist() == list(range(14, 21))

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_structure
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from observatory.looking import Probe, ProbeRequest, draw_probe, split_batch
@@ -112,6 +113,33 @@ def test_saved_probe_can_be_read_without_pickle(tmp_path):
         assert np.array_equal(stored["inputs_0"], probe.inputs.numpy())
         assert np.array_equal(stored["indices"], probe.indices.numpy())
         assert str(stored["digest"]) == probe.digest()
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        Probe(torch.randn(4, 3), torch.arange(4), indices=torch.arange(4), source="train:Set"),
+        Probe(torch.randn(4, 3, dtype=torch.float64)),
+        Probe({"tokens": torch.arange(8).reshape(4, 2), "mask": None}, (torch.ones(4), [torch.zeros(4)])),
+    ],
+)
+def test_saved_probe_is_loaded_as_it_was(tmp_path, probe):
+    probe.save(tmp_path / "probe.npz")
+    again = Probe.load(tmp_path / "probe.npz")
+    assert again.digest() == probe.digest() and again.source == probe.source
+    for one, other in ((again.inputs, probe.inputs), (again.targets, probe.targets)):
+        assert tree_structure(one) == tree_structure(other)
+        leaves = zip(tree_leaves(one), tree_leaves(other), strict=True)
+        assert all(a is b is None or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in leaves)
+    assert (again.indices is None) == (probe.indices is None)
+
+
+def test_probe_that_cannot_be_restored(tmp_path):
+    Probe((torch.ones(3), "a string")).save(tmp_path / "other.npz")
+    assert Probe.load(tmp_path / "other.npz") is None
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:100])
+    with pytest.raises(ValueError, match="is no probe, or is torn"):
+        Probe.load(tmp_path / "torn.npz")
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"split": "test"}])

@@ -35,15 +35,15 @@ Accident = Callable[[Path], Any]
 
 
 class Interrupted(Outputs):
-    """Sends its own process a signal in the middle of the look at step 5, the first time."""
+    """Sends its own process a signal in the middle of the look at a step, the first time."""
 
-    def __init__(self, number: int, marker: Path) -> None:
+    def __init__(self, number: int, marker: Path, step: int = 5) -> None:
         super().__init__()
-        self.number, self.marker = number, marker
+        self.number, self.marker, self.step = number, marker, step
 
     def observe(self, look: Look) -> Any:
         found = super().observe(look)
-        if look.step == 5 and not self.marker.exists():
+        if look.step == self.step and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), self.number)
         return found
@@ -82,7 +82,7 @@ def end(folder: Path, state: list) -> None:
     (folder / "end.json").write_text(json.dumps({"weights": digest, "updates": UPDATES}))
 
 
-def attempt(folder: Path, run: Accident) -> None:
+def attempt(folder: Path, run: Accident, output: int) -> None:
     """Run in a process of its own and write down how it ended and what it warned of."""
     child = os.fork()
     if child == 0:
@@ -225,13 +225,16 @@ SCENES: dict[str, tuple[Accident, int]] = {
     "sigterm": (lightning(signal.SIGTERM), 2),
 }
 
-if __name__ == "__main__":
+
+def play(scenes: dict[str, tuple[Accident, int]], root: Path) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     output = os.dup(1)
-    for name in sys.argv[2:] or SCENES:
-        folder = Path(sys.argv[1]) / name
-        folder.mkdir(parents=True)
-        run, attempts = SCENES[name]
+    for name, (run, attempts) in scenes.items():
+        (root / name).mkdir(parents=True)
         for _ in range(attempts):
-            attempt(folder, run)
+            attempt(root / name, run, output)
+
+
+if __name__ == "__main__":
+    play({name: SCENES[name] for name in sys.argv[2:] or SCENES}, Path(sys.argv[1]))

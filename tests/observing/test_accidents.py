@@ -4,17 +4,13 @@ resumed run ends as if nothing had happened, and its record has every look once,
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import doomed
 import numpy as np
 import pytest
+from played import Played
 
 from observatory.records import Run, open_run
 
@@ -22,37 +18,9 @@ STEPS = list(range(doomed.UPDATES + 1))
 KILLED = [name for name in doomed.SCENES if name.startswith("killed")]
 
 
-class Played:
-    """What the scenes left."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        here = Path(__file__).parent
-        paths = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(here / "doomed.py"), str(folder)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        self.warnings: dict[str, list[list[str]]] = {}
-        for line in done.stdout.splitlines():
-            if line.startswith('{"folder"'):
-                said = json.loads(line)
-                self.warnings.setdefault(Path(said["folder"]).name, []).append(said["warnings"])
-
-    def attempts(self, scene: str) -> list[int]:
-        """How each ended: its exit status, or minus the signal that killed it."""
-        return [int(line) for line in (self.folder / scene / "attempts").read_text().split()]
-
-    def weights(self, scene: str) -> str:
-        return str(json.loads((self.folder / scene / "end.json").read_text())["weights"])
-
-    def record(self, scene: str) -> Run:
-        return open_run(self.folder / scene)
-
-
 @pytest.fixture(scope="module")
 def played(tmp_path_factory) -> Played:
-    return Played(tmp_path_factory.mktemp("accidents") / "scenes")
+    return Played(tmp_path_factory.mktemp("accidents") / "scenes", "doomed.py")
 
 
 def assert_same(one: Run, other: Run) -> None:

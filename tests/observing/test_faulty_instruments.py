@@ -14,10 +14,10 @@ import pytest
 import torch
 from runs import bits
 from scenes import EVERY_STEP, Outputs, batches, network
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import observatory
-from observatory.looking import Look
+from observatory.looking import Look, Probe
 from observatory.observing import Instrument
 from observatory.observing.observer import Observer
 from observatory.observing.schedule import Schedule
@@ -134,8 +134,9 @@ def trained(out: Path | None, instruments: list[Any], **options: Any) -> list:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with observatory.watch(
-        model, optimizer, probe=batches()[0], instruments=instruments, out=out, **(EVERY_STEP | options)
-    ) as watch:
+        model, optimizer, instruments=instruments, out=out,
+        **({"probe": batches()[0]} | EVERY_STEP | options),
+    ) as watch:  # fmt: skip
         for x, y in batches(UPDATES):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x), y).backward()
@@ -267,6 +268,23 @@ def test_the_unforeseen_ends_the_watching_and_not_the_training(tmp_path, unwatch
     with pytest.warns(UserWarning, match="does not watch this run, training goes on: ZeroDivision") as caught:
         watched = trained(tmp_path, [Outputs()], strict=False)
     assert len(caught) == 1 and watched == unwatched
+
+
+def test_data_set_that_raises_is_one_warning(tmp_path, unwatched):
+    class Broken(Dataset):
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, index: int) -> Any:
+            raise OSError("the disk with the data is gone")
+
+    with pytest.warns(UserWarning, match="switched off.*OSError: the disk with the data is gone") as caught:
+        watched = trained(
+            tmp_path, [Outputs(), Outputs(name="given", probe=Probe(batches()[0][0]))],
+            probe=Broken(), strict=False,
+        )  # fmt: skip
+    assert len(caught) == 1 and watched == unwatched
+    assert observatory.open_run(tmp_path)["given/norm"].steps.tolist() == list(range(UPDATES + 1))
 
 
 def test_batches_are_kept_for_a_probe_and_for_nothing_else():

@@ -9,7 +9,7 @@ from runs import bits
 from scenes import EVERY_STEP, Outputs, batches, network
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import observatory
 from observatory.ntk import CollectiveVariables
@@ -80,6 +80,17 @@ def test_without_a_probe_the_warning_names_the_argument():
         observatory.watch(network(), instruments=[Outputs()]) as watch,
     ):
         watch.step()
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(batches())
+
+
+@pytest.mark.parametrize("stream", [Endless(), DataLoader(Endless())], ids=["data set", "loader"])
+def test_stream_is_refused_where_no_batch_is_seen_passing_by(stream):
+    with pytest.raises(ValueError, match=r"a stream has no examples to draw .*: give probe=\(x, y\)"):
+        observatory.watch(network(), probe=stream, instruments=[Outputs()])
 
 
 def test_an_instrument_keeps_the_probe_it_was_made_with(tmp_path):
