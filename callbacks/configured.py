@@ -19,7 +19,8 @@ def callbacks_from_yaml(path: str | Path) -> list[Callback]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no `observe:` mapping, or a class or an argument in it is unknown.
+        ValueError: if it holds no `observe:` mapping, a class or an argument in it is unknown, or two entries
+            name themselves the same.
     """
     file = Path(path)
     if not file.is_file():
@@ -30,7 +31,12 @@ def callbacks_from_yaml(path: str | Path) -> list[Callback]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--observe", type=dict[str, Callback])
     named = {"observe": {key: named_after(key, spec) for key, spec in content["observe"].items()}}
-    return list(parser.instantiate(parser.parse_object(named)).observe.values())
+    callbacks = list(parser.instantiate(parser.parse_object(named)).observe.values())
+    watching = [one for one in callbacks if isinstance(one, ObservingCallback)]
+    names = [station.instrument.name for one in watching for station in one.observer.stations]
+    if twice := {name for name in names if names.count(name) > 1}:  # the Trainer would refuse both
+        raise ValueError(f"two entries of observe: are called {twice.pop()!r}; give one another name:")
+    return callbacks
 
 
 def named_after(key: str, spec: Any) -> Any:

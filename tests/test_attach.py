@@ -69,6 +69,10 @@ def test_unset_variable_attaches_nothing(monkeypatch):
             "must be positive",
         ),
         ("observe: {a: [", "observe"),
+        (
+            "observe: {a: CollectiveVariables, b: {class_path: CollectiveVariables, init_args: {name: a}}}",
+            "two entries of observe: are called 'a'",
+        ),
     ],
 )
 def test_broken_file_is_one_warning(tmp_path, monkeypatch, content, reason):
@@ -89,6 +93,16 @@ def test_name_that_the_script_uses_already_is_not_in_its_way(tmp_path, monkeypat
         fit(tmp_path, [own], max_epochs=1)
     trace = open_run(tmp_path / "observatory/run_0")["ntk/trace"]
     assert trace.steps.tolist() == [0, 6, 12]
+
+
+def test_two_names_of_the_file_are_two_records_of_one_class(tmp_path, monkeypatch):
+    content = "observe: {early: {class_path: CollectiveVariables, init_args: {at: [2], max_overhead: null}}, "
+    (tmp_path / "observe.yaml").write_text(content + "all: CollectiveVariables}")
+    monkeypatch.setenv("OBSERVATORY", str(tmp_path / "observe.yaml"))
+    fit(tmp_path, max_epochs=1)
+    run = open_run(tmp_path / "observatory/run_0")
+    assert run.instruments == ["all", "early"]
+    assert run["early/trace"].steps.tolist() == [0, 2, 12]
 
 
 @pytest.mark.slow

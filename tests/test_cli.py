@@ -70,6 +70,18 @@ def test_fit_trains_observes_tests_and_reports(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
+def test_instruments_among_the_callbacks_of_the_trainer_watch_beside_those_of_observe(tmp_path):
+    config = yaml.safe_load(EXPERIMENT.read_text()) | {"report": False}
+    options = {"probe": 8, "name": "own", "at": [3]}
+    config["trainer"]["callbacks"] = [{"class_path": "FisherInformation", "init_args": options}]
+    Path("both.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "both.yaml", *QUICK[:1], "1", *QUICK[2:]]) == 0
+    run = open_run(tmp_path / "runs/digits/version_0")
+    assert run.instruments == ["ntk", "own"]
+    assert run["own/trace"].steps.tolist() == [0, 3, 10]
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from observatory.callbacks.callback import ObservingCallback
 from observatory.looking import Look
-from observatory.observing import History, Instrument
+from observatory.observing import History, Instrument, logbook
 from observatory.records import Quantity, open_run
 
 
@@ -155,6 +155,39 @@ def test_two_callbacks_share_the_record_of_a_run(tmp_path):
 def test_two_instruments_of_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="two instruments are called 'norm'"):
         ObservingCallback([Norm(), Norm()])
+
+
+def test_two_callbacks_of_one_name_are_refused_by_the_trainer(tmp_path):
+    with pytest.raises(RuntimeError, match=r"more than one stateful callback[\s\S]*state_key"):
+        fit(tmp_path, [WatchNorm(), WatchNorm()])
+
+
+def test_of_two_instruments_of_one_name_the_first_is_recorded(tmp_path):
+    """In callbacks that the Trainer can tell apart; the other one says so, and goes on for the loggers."""
+    first = ObservingCallback([Norm()], every_n_steps=6, max_overhead=None)
+    second = ObservingCallback([Norm(), Norm(name="other")], every_n_steps=4, max_overhead=None)
+    with pytest.warns(UserWarning, match="'norm' is not recorded any more.*give one of them another name="):
+        watched = fit(tmp_path / "a", [first, second], max_epochs=1)
+    watched.assert_same(fit(tmp_path / "b", max_epochs=1))
+    run = open_run(tmp_path / "a/observatory/run_0")
+    assert run["norm/looks"].steps.tolist() == [0, 6, 12]
+    assert run["other/looks"].steps.tolist() == [0, 4, 8, 12]
+
+
+def test_exception_of_the_user_closes_the_record_and_is_the_users(tmp_path):
+    class Raises(Classifier):
+        def training_step(self, batch, number):
+            if self.global_step == 5:
+                raise ZeroDivisionError("mine")
+            return super().training_step(batch, number)
+
+    callback = WatchNorm(**EVERY_STEP)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        fit(tmp_path, [callback], module=Raises)
+    assert open_run(tmp_path / "observatory/run_0")["norm/looks"].steps.tolist() == list(range(6))
+    assert callback.observer.stations[0].record is None and not logbook._open
+    fit(tmp_path, [callback], max_epochs=1)  # begins afresh
+    assert open_run(tmp_path / "observatory/run_1")["norm/looks"].values.tolist() == list(range(1, 14))
 
 
 def test_second_fit_of_a_longer_trainer_continues_the_record(tmp_path):
