@@ -10,7 +10,8 @@ also takes part in the runs with every instrument: bit identity and resuming.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,21 @@ UNDISTURBED: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulation": {"accumulate_grad_batches": 3},
     "bf16-mixed": {"precision": "bf16-mixed"},
-    "compiled in place": {"module": lambda: Classifier(compile=True)},
+    "compiled in place": {},
 }
 
 
 class CallbackContract:
-    """Inherit and set `make`, a callback class or a function of its keyword arguments."""
+    """Inherit and set `make`, a callback class or a function of its keyword arguments.
+
+    Where it looks at a kind of model of its own, `module` is a `Classifier` that also has one.
+    """
 
     make: Callable[..., pl.Callback]
+    module: type[Classifier] = Classifier
+
+    def fit(self, root: Path, callbacks: Sequence[pl.Callback] = (), **options: Any) -> Snapshot:
+        return fit(root, callbacks, **({"module": self.module} | options))
 
     def build(self, **kwargs: Any) -> pl.Callback:
         make = type(self).make
@@ -59,20 +67,21 @@ class CallbackContract:
 
     @pytest.mark.parametrize("case", UNDISTURBED)
     def test_run_is_bit_identical_with_and_without(self, tmp_path, case):
-        kwargs = UNDISTURBED[case]
-        plain: Snapshot = fit(tmp_path / "without", **kwargs)
-        watched = fit(tmp_path / "with", [self.build(**EVERY_STEP)], **kwargs)
+        module = partial(self.module, compile=case == "compiled in place")
+        kwargs = UNDISTURBED[case] | {"module": module}
+        plain = self.fit(tmp_path / "without", **kwargs)
+        watched = self.fit(tmp_path / "with", [self.build(**EVERY_STEP)], **kwargs)
         watched.assert_same(plain)
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("cell", MATRIX, ids=" · ".join)
     def test_every_run_is_bit_identical_with_and_without(self, tmp_path, cell):
-        kwargs = options(cell, "aot_eager")
+        kwargs = options(cell, "aot_eager", self.module)
         torch._dynamo.reset()
-        plain = fit(tmp_path / "without", **kwargs)
+        plain = self.fit(tmp_path / "without", **kwargs)
         torch._dynamo.reset()
-        fit(tmp_path / "with", [self.build(**EVERY_STEP)], **kwargs).assert_same(plain)
+        self.fit(tmp_path / "with", [self.build(**EVERY_STEP)], **kwargs).assert_same(plain)
         looks = self.looked_at(self.record(tmp_path / "with"))
         assert looks and all(len(looks[q]) >= 9 for q in looks)
 
@@ -82,27 +91,29 @@ class CallbackContract:
         return {q: record[q] for q in record if record[q].steps[0] == 0}
 
     def test_looks_once_per_update_under_accumulation(self, tmp_path):
-        fit(tmp_path, [self.build(**EVERY_STEP)], accumulate_grad_batches=3)
+        self.fit(tmp_path, [self.build(**EVERY_STEP)], accumulate_grad_batches=3)
         record = self.record(tmp_path)
         looks = self.looked_at(record)
         assert looks and all(looks[q].steps.tolist() == list(range(9)) for q in looks)
         assert all((np.diff(record[q].steps) > 0).all() for q in record)
 
     def test_sanity_check_and_fast_dev_run_leave_no_trace(self, tmp_path):
-        fit(tmp_path, [self.build(**EVERY_STEP)], fast_dev_run=True)
+        self.fit(tmp_path, [self.build(**EVERY_STEP)], fast_dev_run=True)
         assert not (tmp_path / "observatory").exists()
 
     def test_interrupted_and_resumed_record_equals_the_uninterrupted_one(self, tmp_path):
         whole = self.build(**EVERY_STEP)
-        fit(tmp_path / "whole", [whole], max_steps=20, max_epochs=-1)
+        self.fit(tmp_path / "whole", [whole], max_steps=20, max_epochs=-1)
         checkpoint = tmp_path / "at12.ckpt"
-        fit(
+        self.fit(
             tmp_path / "parts",
             [self.build(**EVERY_STEP), SaveAt(12, checkpoint)],
             max_steps=15,
             max_epochs=-1,
         )
-        fit(tmp_path / "parts", [self.build(**EVERY_STEP)], max_steps=20, max_epochs=-1, ckpt_path=checkpoint)
+        self.fit(
+            tmp_path / "parts", [self.build(**EVERY_STEP)], max_steps=20, max_epochs=-1, ckpt_path=checkpoint
+        )
         one, other = (
             self.record(tmp_path / "whole"),
             open_run(tmp_path / "parts/observatory/run_1").instrument(self.name()),
@@ -113,7 +124,7 @@ class CallbackContract:
             np.testing.assert_array_equal(other[quantity].values[:13], one[quantity].values[:13])
 
     def test_nan_weights_are_recorded_as_nan(self, tmp_path):
-        fit(tmp_path, [self.build(**EVERY_STEP)], module=lambda: Classifier(nan_from=5))
+        self.fit(tmp_path, [self.build(**EVERY_STEP)], module=partial(self.module, nan_from=5))
         record = self.record(tmp_path)
         floating = [q for q in record if np.issubdtype(record[q].values.dtype, np.floating)]
         assert any(np.isnan(record[q].values[-1]).any() for q in floating)
@@ -122,7 +133,7 @@ class CallbackContract:
 
     def test_two_loggers_get_the_scalars(self, tmp_path):
         loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tb")]
-        fit(tmp_path, [self.build(**EVERY_STEP)], logger=loggers, max_steps=4)
+        self.fit(tmp_path, [self.build(**EVERY_STEP)], logger=loggers, max_steps=4)
         header = (tmp_path / "csv/version_0/metrics.csv").read_text().split("\n")[0].split(",")
         assert any(key.startswith(f"{self.name()}/") for key in header)
         assert (tmp_path / "csv/version_0/observatory" / self.name()).is_dir()
@@ -133,7 +144,7 @@ class CallbackContract:
 
     def test_state_holds_only_what_a_checkpoint_may_hold(self, tmp_path):
         callback = self.build(**EVERY_STEP)
-        fit(tmp_path, [callback], max_steps=6)
+        self.fit(tmp_path, [callback], max_steps=6)
         torch.save(callback.state_dict(), tmp_path / "state.pt")
         callback.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
 
@@ -152,7 +163,7 @@ class CallbackContract:
 
     def test_validate_alone_does_nothing(self, tmp_path):
         run = trainer(tmp_path, [self.build(**EVERY_STEP)])
-        run.validate(Classifier(), loaders()[1], verbose=False)
+        run.validate(self.module(), loaders()[1], verbose=False)
         assert not (tmp_path / "observatory").exists()
 
 

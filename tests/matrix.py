@@ -32,9 +32,11 @@ COMMON = [
 ]
 
 
-def classifier(compiler: str, optimizer: str, backend: str) -> Callable[[], pl.LightningModule]:
+def classifier(
+    compiler: str, optimizer: str, backend: str, kind: type[Classifier] = Classifier
+) -> Callable[[], pl.LightningModule]:
     def make() -> pl.LightningModule:
-        module = Classifier(optimizer=optimizer)
+        module = kind(optimizer=optimizer)
         if compiler == "torch.compile(net)":
             module.net = torch.compile(module.net, backend=backend)
         elif compiler == "net.compile()":
@@ -44,11 +46,11 @@ def classifier(compiler: str, optimizer: str, backend: str) -> Callable[[], pl.L
     return make
 
 
-def options(cell: tuple[str, str, str], backend: str) -> dict[str, Any]:
+def options(cell: tuple[str, str, str], backend: str, kind: type[Classifier] = Classifier) -> dict[str, Any]:
     """What `runs.fit` is given for a cell (trainer, compiler, optimizer) of the matrix."""
     trainer, compiler, optimizer = cell
     return {
-        "module": classifier(compiler, optimizer, backend),
+        "module": classifier(compiler, optimizer, backend, kind),
         **TRAINERS[trainer],
         **OPTIMIZERS[optimizer],
     }

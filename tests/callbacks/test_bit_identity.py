@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from everything import every_instrument
 from matrix import COMMON, MATRIX, options
-from runs import Snapshot, fit
+from runs import Classifier, Snapshot, examples, fit
 
+from observatory.looking import Probe
 from observatory.records import open_run
 
 # the compiler's own, without any callback
@@ -45,6 +47,32 @@ def compiling(root: Path, **kwargs: Any) -> tuple[Snapshot, dict[str, int]]:
 @pytest.mark.parametrize("cell", COMMON, ids=" · ".join)
 def test_common_runs_are_bit_identical(tmp_path, cell):
     assert_undisturbed(tmp_path, **options(cell, "aot_eager"))
+
+
+class Diverges(Classifier):
+    """Its weights are infinite after five updates."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.global_step >= 5:
+            with torch.no_grad():
+                self.net[0].weight.fill_(torch.inf)
+
+
+def test_diverging_run_is_watched_to_its_end(tmp_path):
+    assert_undisturbed(tmp_path, looks=25, module=Diverges)
+
+
+@pytest.mark.filterwarnings("ignore:the loss at the centre is nan, so that no flatness is defined")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_probe_that_is_not_finite_is_looked_at(tmp_path, value):
+    x, y = examples(24).tensors
+    probe = Probe(torch.where(torch.arange(6) == 2, value, x), y)
+    fit(tmp_path, every_instrument(probe=probe), max_epochs=1)
+    run = open_run(tmp_path / "observatory/run_0")
+    assert len(run.instruments) == len(every_instrument())
+    for quantity in ("ntk/entropy", "fisher/trace", "weights/loss"):
+        assert run[quantity].steps.tolist() == list(range(13))
+        assert np.isnan(run[quantity].values).all(), quantity
 
 
 @pytest.mark.slow

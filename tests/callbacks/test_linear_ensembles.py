@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, Self
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from contract import CallbackContract
+from runs import Classifier
+from torch import Tensor, nn
 
 from observatory.callbacks import LinearEnsembleVariances
 from observatory.data import Steps
@@ -14,6 +20,37 @@ from observatory.report import write_report
 from observatory.solvable.ensembles import LinearEnsembles
 from observatory.training import Iterate
 from observatory.weights import ensemble_instrument
+
+# made once: the last bits of LAPACK's solutions depend on where it finds memory
+MADE = LinearEnsembles(replicas=16, discard=2).requires_grad_(False)
+
+
+class WithEnsembles(Classifier):
+    """Trains a network, and advances ensembles of linear ones beside it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ensembles = copy.deepcopy(MADE)
+
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        self.ensembles.advance(batch)
+        return super().training_step(batch, number)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.nan_from is not None and self.global_step >= self.nan_from:
+            self.ensembles.online.sums.fill_(torch.nan)
+
+    def to(self, *given: Any, **options: Any) -> Self:
+        """Ensembles are of double precision, in half a precision too."""
+        ensembles, self.ensembles = self.ensembles, nn.Identity()
+        super().to(*given, **options)
+        self.ensembles = ensembles
+        return self
+
+
+class TestLinearEnsembleVariances(CallbackContract):
+    make = LinearEnsembleVariances
+    module = WithEnsembles
 
 
 def fit(root, method: nn.Module) -> None:

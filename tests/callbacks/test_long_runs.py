@@ -14,20 +14,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
 import observatory
-from observatory import Probe
-from observatory.uncertainty.instrument import LastLayerUncertainty
+from observatory.looking import ProbeRequest
 
 STEPS, EVERY, EARLY = 20_000, 10, 4_000
 
 
-def instruments(loader: DataLoader) -> list[observatory.Instrument]:
+def instruments() -> list[observatory.Instrument]:
     """One of each that looks at any network; enough examples for neighbourhoods of 20."""
-    callbacks = every_instrument(probe=Probe(*(t[:24] for t in loader.dataset.tensors)))
-    found = [station.instrument for callback in callbacks for station in callback.observer.stations]
-    for one in found:
-        if isinstance(one, LastLayerUncertainty):
-            one.trains_on(loader)
-    return found
+    callbacks = every_instrument(probe=ProbeRequest(24))
+    return [station.instrument for callback in callbacks for station in callback.observer.stations]
 
 
 def megabytes() -> float:
@@ -46,7 +41,7 @@ def test_20_000_steps_with_a_look_every_10(tmp_path):
     memory, handles = {}, {}
     loader = DataLoader(TensorDataset(x, y), 32)
     with SummaryWriter(tmp_path / "tb") as writer, observatory.watch(
-        model, optimizer, instruments=instruments(loader), out=tmp_path,
+        model, optimizer, probe=loader, instruments=instruments(), out=tmp_path,
         writer=writer, every_n_steps=EVERY, max_overhead=None, strict=True,
     ) as watch:  # fmt: skip
         for step in range(1, STEPS + 1):
