@@ -27,6 +27,10 @@ def sentences(run: Run) -> list[Finding]:
         if condition > SLOPPY:
             text = f"a combination of the unknowns is not determined: condition number {condition:.1g}"
             found.append(Finding(text, "warning"))
+    if "bounded" in run and run["bounded"].values[-1].any():
+        names, bounded = run["bounded"].coordinates["parameter"], run["bounded"].values[-1]
+        text = ", ".join(n for n, b in zip(names, bounded, strict=True) if b) + " ended at a bound"
+        found.append(Finding(f"{text}: the data ask for values beyond it, or cannot tell", "warning"))
     if last > 2:
         text = f"χ²/N = {last:.3g}: the model, the noise or the minimum is not the right one"
         found.append(Finding(text, "warning"))

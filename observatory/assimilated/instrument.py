@@ -48,6 +48,7 @@ class RecoveredParameters(Instrument):
             "error": Quantity(("system", *own), "own", "standard error √ diag (JᵀJ)⁻¹ of θ at the end"),
             "correlation": Quantity((*own, "other"), "1", "of the estimates, of the first trajectory if each "
                                     "has its own parameters"),
+            "bounded": Quantity(own, "1", "1 for a parameter that has run into a bound at the end"),
             "condition": Quantity((), "1", "largest condition number of the scaled Fisher matrix"),
             "time": Quantity(("time",), "own", "times of the first trajectories"),
             "observation": Quantity(("system", "time", "component"), "own", "of the first trajectories"),
@@ -85,11 +86,12 @@ class RecoveredParameters(Instrument):
             now, seen = fit.begin((query, values))
             few = type(now)(now.which[:SHOWN], now.times[:SHOWN])
             beside = {"time": now.times[0], "observation": seen[:SHOWN], "prediction": fit(few)}
+            beside["bounded"] = values.new_tensor([float(n in fit.at_bounds()) for n in fit.unknowns])
             if len(values) < fit.systems or any(t.ndim and not fit.unknowns[n].individual
                                                 for n, t in fit.estimates().items()):  # fmt: skip
                 return beside
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the condition number, which is recorded
+                warnings.simplefilter("ignore")  # of what is recorded
                 end = estimates(fit, (query, values))
             systems = max(t.numel() for t in end.values.values())
             return beside | {

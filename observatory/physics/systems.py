@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -78,6 +79,60 @@ class Lorenz63(System):
     def rhs(self, t: Tensor, y: Tensor) -> Tensor:
         x, y, z = y.unbind(-1)
         return torch.stack([self.sigma * (y - x), x * (self.rho - z) - y, x * y - self.beta * z], -1)
+
+
+class Lorenz96(System):
+    """xᵢ' = xᵢ₋₁ (xᵢ₊₁ - xᵢ₋₂) - xᵢ + F on a ring (Lorenz, Predictability, ECMWF 1996).
+
+    The largest Lyapunov exponent of 40 of them at F = 8 is 1.68.
+    """
+
+    forcing: Tensor
+
+    def __init__(self, size: int = 40, forcing: float = 8.0) -> None:
+        super().__init__(forcing=forcing)
+        self.components = tuple(f"x{i}" for i in range(size))  # type: ignore[misc]
+
+    def rhs(self, t: Tensor, y: Tensor) -> Tensor:
+        before, after, second = y.roll(1, -1), y.roll(-1, -1), y.roll(2, -1)
+        return before * (after - second) - y + self.forcing[..., None]
+
+
+class Gravity(System):
+    """n bodies: qᵢ'' = G Σⱼ mⱼ (qⱼ - qᵢ) / (|qⱼ - qᵢ|² + ε²)^(3/2); the method `verlet` keeps their energy.
+
+    A state holds all positions and then all velocities, body by body.
+
+    Args:
+        masses: of the bodies, trainable together.
+        dimensions: of space.
+        softening: ε, a length below which attraction fades.
+        constant: G.
+    """
+
+    masses: Tensor
+
+    def __init__(
+        self,
+        masses: Sequence[float] = (1.0, 1.0),
+        dimensions: int = 2,
+        softening: float = 0.0,
+        constant: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.masses = nn.Parameter(torch.tensor(list(masses), dtype=torch.float64))
+        self.dimensions, self.softening, self.constant = dimensions, softening, constant
+        names = [f"{axis}{body}" for body in range(len(masses)) for axis in "xyz"[:dimensions]]
+        self.components = (*names, *(f"v{name}" for name in names))  # type: ignore[misc]
+
+    def rhs(self, t: Tensor, y: Tensor) -> Tensor:
+        q, v = y.chunk(2, -1)
+        q = q.unflatten(-1, (len(self.masses), self.dimensions))
+        apart = q[..., None, :, :] - q[..., :, None, :]  # (..., n, n, d), from the first to the second
+        # 1 on the diagonal: a body does not attract itself, and 0/0 would
+        squared = apart.square().sum(-1) + self.softening**2 + torch.eye(len(self.masses)).to(y)
+        pull = self.constant * self.masses[:, None] * apart * squared[..., None] ** -1.5
+        return torch.cat([v, pull.sum(-2).flatten(-2)], -1)
 
 
 class DampedOscillator(System):

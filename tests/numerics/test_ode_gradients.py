@@ -218,6 +218,7 @@ def test_lanes_with_their_own_parameters_and_times_are_what_each_is_alone(device
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_steps_are_the_steps_and_are_compiled_once(backend, monkeypatch):
     """Whatever the number of steps and of lanes; one lane has code of its own."""

@@ -10,7 +10,7 @@ import torch
 from observatory.data import SimulatedTrajectories
 from observatory.numerics.ode import integrate, uniform_grid
 from observatory.physics.assimilation import Assimilation, LevenbergMarquardt, Unknown, estimates
-from observatory.physics.systems import DampedOscillator, Lorenz63, LotkaVolterra
+from observatory.physics.systems import DampedOscillator, Gravity, Lorenz63, LotkaVolterra
 
 F64 = torch.float64
 
@@ -246,3 +246,131 @@ def test_simulated_trajectories_are_solutions_with_noise():
     assert torch.allclose(again.movedim(0, 1), data.states, rtol=1e-12)
     level = ((values - data.states) / data.states.std(1, keepdim=True)).std()
     assert float(level) == pytest.approx(0.02, rel=5 / math.sqrt(2 * values.numel()))
+
+
+def test_masses_of_three_bodies_from_where_they_were_seen():
+    """Positions alone, by Verlet steps; masses begin 50 % off and end within 5 standard errors."""
+    truth = Gravity((4.0, 1.0, 0.5), softening=0.1)
+    sides = [(-0.1, 0.1), (-0.1, 0.1), (0.9, 1.1), (-0.1, 0.1), (-0.1, 0.1), (-1.7, -1.5)]
+    speeds = [(-0.1, 0.1), (-0.1, 0.1), (-0.1, 0.1), (1.9, 2.1), (1.5, 1.7), (-0.1, 0.1)]
+    data = SimulatedTrajectories(
+        truth, 2, 61, 3.0, [*sides, *speeds], noise=0.01, observed=truth.components[:6]
+    )
+    batch = batch_of(data)
+    model = Assimilation(
+        Gravity((3.0, 1.5, 0.7), softening=0.1), {"masses": Unknown(lower=0.0)}, systems=2, segments=20,
+        step=0.0125, method="verlet", observed=truth.components[:6], relative_noise=0.01,
+    )  # fmt: skip
+    method = LevenbergMarquardt(model, matching=(1e-2, 1.0, 1e4), iterations=5)
+    for _ in range(15):
+        method.advance(batch)
+    found = estimates(model, batch)
+    off = (found.values["masses"] - truth.masses).abs()
+    assert (off < 5 * found.standard_errors["masses"]).all() and (off < 0.1).all()
+
+
+def test_a_prior_is_one_more_observation():
+    """What the data leave open goes to where the prior is, with the width of the prior; both optimizers mind
+    the same loss."""
+
+    class Product(DampedOscillator):
+        def __init__(self):
+            super().__init__(4.0, 0.3)
+            self.b = torch.nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+        def rhs(self, t, y):
+            x, v = y.unbind(-1)
+            return torch.stack([v, -self.omega * self.b * x - self.gamma * v], -1)
+
+    batch = batch_of(oscillators(trajectories=1))
+    unknowns = {"omega": Unknown(init=3.0, lower=0.0), "b": Unknown(lower=0.0, prior=0.1)}
+    model = Assimilation(Product(), unknowns, step=0.11, segments=10, relative_noise=0.01)
+    method = LevenbergMarquardt(model, matching=(1.0, 1e4), iterations=10)
+    for _ in range(20):
+        method.advance(batch)
+    found = estimates(model, batch)
+    assert float(found.values["b"]) == pytest.approx(1.0, abs=1e-3)  # a hundredth of its width
+    assert float(found.standard_errors["b"]) == pytest.approx(0.1, rel=1e-3)
+    assert float(found.values["omega"]) == pytest.approx(4.0, rel=0.01)
+    loss = model.training_loss(batch)
+    slopes = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    assert max(float(s.abs().max()) for s in slopes) < 1e-5  # their minimum is the same
+    with torch.no_grad():
+        model.z["b"] += 0.3
+        model.z["omega"] -= 0.3
+    lifted = model.training_loss(batch)
+    assert (lifted - loss).item() == pytest.approx((0.3 / 0.1) ** 2 / 2 / 160, rel=1e-3)
+
+
+def test_a_prior_on_hidden_beginnings():
+    """½ ((v(0) - v_b)/s)² and nothing for what was seen."""
+    batch = batch_of(oscillators(observed=("x",)))
+    options = {"systems": 3, "segments": 2, "step": 0.1, "observed": ("x",), "initial_state": (0.0, 0.5)}
+    free = Assimilation(DampedOscillator(2.0, 0.3), **options)
+    held = Assimilation(DampedOscillator(2.0, 0.3), hidden_prior=0.2, **options)
+    for model in (free, held):
+        model.begin(batch)
+        with torch.no_grad():
+            model.states.fill_(0.7)
+    numbers = 3 * 80
+    away = held.initial_states()[:, 0, 1] - 0.5
+    expected = (away / 0.2).square().sum() / (2 * numbers)
+    assert (held.training_loss(batch) - free.training_loss(batch)).item() == pytest.approx(
+        expected.item(), rel=1e-10
+    )
+
+
+def test_projected_bounds_are_reached_and_left_again():
+    """The true damping lies beyond the bound: the fit stops there and says so; with room it goes on."""
+    batch = batch_of(oscillators())
+    unknown = {"gamma": Unknown(init=0.2, lower=0.1, upper=0.25, bounds="project")}
+    model = Assimilation(DampedOscillator(2.0, 0.2), unknown, systems=3, step=0.1, relative_noise=0.01)
+    optimizer = torch.optim.SGD([model.z["gamma"]], lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model.training_loss(batch).backward()
+        optimizer.step()
+    assert model.estimates()["gamma"].item() == pytest.approx(0.25, abs=1e-12)
+    with pytest.warns(UserWarning, match="gamma ended at a bound"):
+        estimates(model, batch)
+    with torch.no_grad():
+        model.z["gamma"].fill_(7.0)  # far beyond; the gradient of a clamp would be 0 there
+        model.project()
+        assert float(0.2 + 0.2 * model.z["gamma"]) == pytest.approx(0.25)
+    model.z["gamma"].grad = None
+    model.training_loss(batch).backward()
+    assert model.z["gamma"].grad.abs() > 0
+    with pytest.raises(ValueError, match="transform or project"):
+        Unknown(bounds="clip")  # type: ignore[arg-type]
+
+
+def test_a_transformed_parameter_that_runs_away_is_said_to_be_at_its_bound():
+    class Undamped(DampedOscillator):
+        pass
+
+    data = SimulatedTrajectories(Undamped(2.0, 0.0), 2, 60, 6.0, [(0.5, 1.5), (-1.0, 1.0)])
+    batch = batch_of(data)
+    model = Assimilation(
+        DampedOscillator(2.0, 0.3), {"gamma": Unknown(lower=0.0)}, systems=2, step=0.1, relative_noise=0.01
+    )
+    with torch.no_grad():
+        model.begin(batch)
+        model.z["gamma"].fill_(-8.0)
+    with pytest.warns(UserWarning, match="gamma ended at a bound"):
+        estimates(model, batch)
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_an_unknown_that_no_observation_depends_on_is_named(stepwise):
+    class Idle(DampedOscillator):
+        def __init__(self):
+            super().__init__()
+            self.spare = torch.nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+        def rhs(self, t, y):
+            return super().rhs(t, y) + 0 * self.spare
+
+    batch, model = batch_of(oscillators(trajectories=1)), Assimilation(Idle(), step=0.1)
+    with pytest.warns(UserWarning, match="spare is exactly 0"):
+        LevenbergMarquardt(model).advance(batch) if stepwise else model.training_loss(batch)
+    model.training_loss(batch)  # said once

@@ -95,29 +95,25 @@ class VectorField:
     def _keep(self, kind: str, method: Tableau | Splitting, function: Callable) -> Any:
         if (kind, method) not in self._kept:
             options: dict[str, Any] = {"guard_filter_fn": _of_tensors}
-            self._kept[kind, method] = _Compiled(torch.compile(function, fullgraph=True, options=options))
+            code = torch.compile(function, fullgraph=True, options=options)
+            self._kept[kind, method] = lambda *arguments: code(*_any_number_of_lanes(arguments))
         return self._kept[kind, method]
-
-
-class _Compiled:
-    """Compiled code that serves every number ≥ 2 of lanes in the first dimension of a state."""
-
-    def __init__(self, code: Callable) -> None:
-        self.code, self.shapes = code, set[tuple[torch.Size, ...]]()
-
-    def __call__(self, t: Tensor, h: Tensor, y: State, *more: Any) -> Any:
-        shape = tuple(leaf.shape for leaf in tree_leaves(y))
-        if shape not in self.shapes:  # a mark is read where code is made; it takes a tenth of a step's time
-            self.shapes.add(shape)
-            for leaf in tree_leaves((t, h, y, more)):
-                if leaf.ndim and len(leaf) > 1:
-                    torch._dynamo.maybe_mark_dynamic(leaf, 0)
-        return self.code(t, h, y, *more)
 
 
 def _of_tensors(guards: Any) -> list[bool]:
     """The guards of the tensors that go in: those of the module's insides take a third of a step's time."""
     return [g.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") and "_called" not in g.name for g in guards]
+
+
+def _any_number_of_lanes(arguments: Any) -> Any:
+    """Arguments marked so that compiled code serves every number ≥ 2 of lanes in the first dimension.
+
+    At every call: code that was made for marked tensors does not serve others.
+    """
+    for leaf in tree_leaves(arguments):
+        if leaf.ndim and len(leaf) > 1:
+            torch._dynamo.maybe_mark_dynamic(leaf, 0)
+    return arguments
 
 
 def one_step(

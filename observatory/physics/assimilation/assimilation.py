@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from observatory.numerics.ode import VectorField, integrate, uniform_grid
 from observatory.numerics.ode.integration import Gradient
+from observatory.physics.assimilation.observability import warn_of_silent
 from observatory.physics.assimilation.observations import checked, filled, position_of, spread_of
 from observatory.physics.assimilation.shooting import Query, Shots, cut, joined
 from observatory.physics.assimilation.unknowns import Unknown
@@ -35,7 +37,7 @@ class Residuals(NamedTuple):
 class Assimilation(nn.Module):
     """Fit y' = f(t, y; θ) to observed components of trajectories, over θ and all initial states.
 
-    L = (½ Σ ((y_f(t_k) - d_fk)/σ_f)² + ½ μ Σ (gaps between segments/σ)²) / number of observations
+    L = (½ Σ ((y_f(t_k) - d_fk)/σ_f)² + ½ μ Σ (gaps between segments/σ)² + priors) / number of observations
 
     A batch is ((index, times), values) with values (B, T, F); NaN was not observed. `Fit` follows the
     gradient, and `LevenbergMarquardt` below `Iterate` takes Gauss-Newton steps where unknowns are few.
@@ -54,6 +56,8 @@ class Assimilation(nn.Module):
         relative_noise: the same as a share of the standard deviation of each component in each trajectory;
             with neither the misfit is measured in these standard deviations.
         matching: μ, weight of the gaps.
+        hidden_prior: standard deviation of a Gaussian prior on where components that were not observed begin,
+            around `initial_state` and in its unit; default no prior.
         warm_start: begin θ at the weak-form regression (all components observed, f linear in the unknowns).
 
     Raises:
@@ -81,6 +85,7 @@ class Assimilation(nn.Module):
         noise: Sequence[float] | None = None,
         relative_noise: float | None = None,
         matching: float = 1.0,
+        hidden_prior: float | None = None,
         warm_start: bool = False,
     ) -> None:
         super().__init__()
@@ -91,6 +96,7 @@ class Assimilation(nn.Module):
         self.observed = tuple(observed or self.components)
         self.columns = [position_of(name, self.components, "component") for name in self.observed]
         self.noise, self.relative_noise, self.warm_start = noise, relative_noise, warm_start
+        self.hidden_prior = hidden_prior
         if not self.components or (initial_state and len(initial_state) != len(self.components)):
             raise ValueError(
                 f"{type(system).__name__} has the components {self.components}, which must name every "
@@ -155,6 +161,42 @@ class Assimilation(nn.Module):
         """The states at the beginning of each segment, shape (systems, J, D)."""
         return self.start_states + self.state_unit[:, None] * (self.states if states is None else states)
 
+    def prior_weights(self) -> Coordinates:
+        """1 / standard deviation of the Gaussian prior on each coordinate around 0; 0 where there is none."""
+        z = {
+            name: torch.full_like(value, 1 / (self.unknowns[name].prior or math.inf))
+            for name, value in self.coordinates.z.items()
+        }
+        states = torch.zeros_like(self.states)
+        if self.hidden_prior is not None:
+            hidden = [d for d in range(len(self.components)) if d not in self.columns]
+            states[:, 0, hidden] = self.state_unit[:, hidden] / self.hidden_prior
+        return Coordinates(z, states)
+
+    def _prior(self, query: Query) -> Tensor:
+        """Σ (coordinate / standard deviation)², of the individual ones of some trajectories."""
+        weights, at = self.prior_weights(), self.coordinates
+        total = (weights.states * at.states)[query.which].square().sum()
+        for name, unknown in self.unknowns.items():
+            missed = weights.z[name] * at.z[name]
+            total = total + (missed[query.which] if unknown.individual else missed).square().sum()
+        return total
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Move coordinates back whose parameters have left bounds of the kind "project"."""
+        for name, unknown in self.unknowns.items():
+            z = self.z[self._keys[name]]
+            z.copy_(unknown.projected(z, self._buffer("start", name), self._buffer("unit", name)))
+
+    def at_bounds(self) -> list[str]:
+        """Names of the parameters that have run into a bound."""
+        return [
+            name
+            for name, theta in self.estimates().items()
+            if self.unknowns[name].at_bound(theta, self._buffer("start", name)).any()
+        ]
+
     def shoot(self, query: Query, at: Coordinates | None = None) -> Shots:
         """What the model predicts for some trajectories."""
         at = at or self.coordinates
@@ -191,7 +233,7 @@ class Assimilation(nn.Module):
         return Residuals(data, self.matching**0.5 * (shots.ends - starts[:, 1:]) / sigma)
 
     def training_loss(self, batch: Any) -> Tensor:
-        """L.
+        """L; at the first sight of data with a warning of unknowns on which they do not depend.
 
         Raises:
             ValueError: if the first solution is not finite, with the time and the component; later ones are
@@ -201,10 +243,13 @@ class Assimilation(nn.Module):
         with torch.no_grad():
             first = not self.seen[query.which].all()
         self.seen[query.which] = True
+        self.project()
         data, gaps = self.residuals(query, values)
         observations = values.isfinite().sum()
-        loss = (data.square().sum() + gaps.square().sum()) / (2 * observations)
+        loss = (data.square().sum() + gaps.square().sum() + self._prior(query)) / (2 * observations)
         if torch.isfinite(loss):
+            if first and loss.requires_grad:
+                warn_of_silent(loss, self.coordinates.z)
             return loss
         if first:
             raise ValueError(self._where_it_broke(query))

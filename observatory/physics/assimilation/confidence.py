@@ -12,6 +12,7 @@ from torch import Tensor
 
 from observatory.numerics.least_squares import identifiability
 from observatory.physics.assimilation.assimilation import Assimilation
+from observatory.physics.assimilation.observability import warn_of_bounds
 from observatory.physics.assimilation.sensitivities import Problem
 
 SLOPPY = 1e10  # condition number of the scaled Fisher matrix beyond which something is not determined
@@ -34,7 +35,8 @@ class Estimates:
 def estimates(model: Assimilation, batch: Any) -> Estimates:
     """Estimates with standard errors √ diag (JᵀJ)⁻¹, carried from the coordinates to the parameters.
 
-    Warns where the Fisher matrix says that a combination of the unknowns is not determined by the data.
+    Warns where the Fisher matrix says that a combination of the unknowns is not determined by the data, and
+    of parameters at a bound.
     """
     query, values = model.begin(batch)
     problem = Problem(model, query, values)
@@ -48,13 +50,14 @@ def estimates(model: Assimilation, batch: Any) -> Estimates:
             UserWarning,
             stacklevel=2,
         )
+    warn_of_bounds(model.at_bounds())
     z = dict(model.coordinates.z)
     ones = {name: torch.ones_like(value) for name, value in z.items()}
     value, slope = torch.func.jvp(model.estimates, (z,), (ones,))  # type: ignore[misc]
     errors = problem.unpack(known.standard_errors).z
     shown = sum(z[name].numel() for name in problem.shared) or len(problem.own)
-    rows = values.isfinite().sum((1, 2)) + model.states[0, 1:].numel()  # and the gaps
-    rows = rows.sum()[None] if problem.shared else rows
+    rows = values.isfinite().sum((1, 2)) + model.states[0, 1:].numel()  # and the gaps; below the priors
+    rows = (rows.sum()[None] if problem.shared else rows) + problem.weights.shape[1]
     return Estimates(
         value,
         {name: slope[name].abs() * errors[name] for name in z},

@@ -52,7 +52,9 @@ class LevenbergMarquardt(nn.Module):
     def advance(self, batch: Any) -> dict[str, Tensor]:
         """One step with all trajectories in the batch."""
         query, values = self.model.begin(batch)
-        self.model.seen[query.which] = True
+        if not self.model.seen[query.which].all():
+            with torch.enable_grad():
+                self.model.training_loss(batch)  # it says what is wrong with data or start
         done = int(self.steps)
         self.model.matching.fill_(self.matching[min(done // self.iterations, len(self.matching) - 1)])
         if done % self.iterations == 0 and done < self.iterations * len(self.matching):
@@ -62,6 +64,7 @@ class LevenbergMarquardt(nn.Module):
         before = Fitted(x, torch.full_like(self.damping, torch.inf), self.damping, self.damping)
         after = levenberg_marquardt_step(problem.residuals, problem.linearise, before, largest=self.largest)
         self._accept(problem.unpack(after.x))
+        self.model.project()
         self.damping.copy_(after.damping)
         self.steps += 1
         moved = after.moved[after.moved.isfinite()]

@@ -15,7 +15,7 @@ from observatory.physics.assimilation.shooting import Query, cut
 
 
 class Problem:
-    """Residuals (G, R) and Jacobian (G, R, P) of G problems with P unknowns each.
+    """Residuals (G, R) and Jacobian (G, R, P) of G problems with P unknowns each; priors are residuals too.
 
     The vector of a problem holds the shared unknowns, then for each trajectory its individual unknowns and
     the states at the beginning of its segments.
@@ -38,6 +38,9 @@ class Problem:
         self.model, self.query, self.values = model, query, values
         self.shared = [name for name, unknown in model.unknowns.items() if not unknown.individual]
         self.own = [name for name, unknown in model.unknowns.items() if unknown.individual]
+        weights = self.pack(model.prior_weights())
+        self.believed = (weights > 0).any(0)  # the coordinates with a prior, the same in all problems
+        self.weights = weights[:, self.believed]
 
     def pack(self, at: Coordinates) -> Tensor:
         """The vectors, shape (G, P)."""
@@ -59,7 +62,10 @@ class Problem:
 
     def residuals(self, x: Tensor) -> Tensor:
         """Shape (G, P) to (G, R)."""
-        return self._rows(self.model.residuals(self.query, self.values, self.unpack(x)))
+        return self._with_priors(self._rows(self.model.residuals(self.query, self.values, self.unpack(x))), x)
+
+    def _with_priors(self, rows: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([rows, self.weights * x[:, self.believed]], 1)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Residuals and Jacobian: one direction for each unknown, and one for each component of a state.
@@ -68,7 +74,8 @@ class Problem:
         """
         at = self.unpack(x)
         found, slopes = self._sensitivities(at)
-        return self._rows(found), self._assembled(slopes)
+        priors = torch.diag_embed(x.new_ones(x.shape))[:, self.believed] * self.weights[..., None]
+        return self._with_priors(self._rows(found), x), torch.cat([self._assembled(slopes), priors], 1)
 
     def _sensitivities(self, at: Coordinates) -> tuple[Residuals, Residuals]:
         """Residuals and, in a last dimension, their derivatives along all directions: shared, own, parts."""
