@@ -61,12 +61,14 @@ class RecordedForward:
     calls: list[LayerCall]
     uses: Counter[str]  # edges of the graph that lead into each parameter
 
-    def gradients(self, direction: Tensor, calls: list[LayerCall]) -> list[Tensor]:
+    def gradients(self, direction: Tensor, calls: list[LayerCall], *, last: bool = False) -> list[Tensor]:
         """∂(Σ v·f)/∂s for the output s of each call; zeros where the output does not depend on it.
 
         Args:
             direction: v, of the shape of the output; or several with a leading axis, which the gradients then
                 have too: faster for small networks, at the price of as many times the memory.
+            calls: which.
+            last: whether nothing more will be asked: the graph is then freed on the way, as in training.
         """
         if not calls:
             return []
@@ -76,7 +78,12 @@ class RecordedForward:
             if batched:
                 warnings.filterwarnings("ignore", message="There is a performance drop")
             found = torch.autograd.grad(
-                self.output, edges, direction, retain_graph=True, allow_unused=True, is_grads_batched=batched
+                self.output,
+                edges,
+                direction,
+                retain_graph=not last,
+                allow_unused=True,
+                is_grads_batched=batched,
             )
         leading = direction.shape[:1] if batched else ()
         return [

@@ -51,13 +51,21 @@ class Side:
         allowed = BATCHED_NUMBERS[self.directions.device.type == "cuda"] // max(numbers, 1)
         return max(1, min(allowed, self.d))
 
-    def backward(self, at_once: int) -> Iterator[list[Tensor]]:
-        """For every claim B (D', n, g, s, o), or gradients (D', n, P) where there are no sites."""
+    def backward(self, at_once: int, *, last: bool = False) -> Iterator[list[Tensor]]:
+        """For every claim B (D', n, g, s, o), or gradients (D', n, P) where there are no sites.
+
+        Args:
+            at_once: directions of one pass.
+            last: whether this side is not needed again.
+        """
         for start in range(0, self.d, at_once):
+            ends = last and start + at_once >= self.d
             if at_once > 1:
-                gradients = self.record.gradients(self.directions[start : start + at_once], self._calls)
+                directions = self.directions[start : start + at_once]
+                gradients = self.record.gradients(directions, self._calls, last=ends)
             else:
-                gradients = [g[None] for g in self.record.gradients(self.directions[start], self._calls)]
+                single = self.record.gradients(self.directions[start], self._calls, last=ends)
+                gradients = [g[None] for g in single]
             found = dict(zip(self._positions, gradients, strict=True))
             yield [
                 self._piece(factors, [found[k] for k in claim.calls])

@@ -98,7 +98,7 @@ def _norms(block: Block) -> Iterator[tuple[str, Tensor]]:
         for uses, factor in zip(side.factors, factors, strict=True)
     ]
     found: list[list[Tensor]] = [[] for _ in side.claims]
-    for pieces in side.backward(side.at_once):
+    for pieces in side.backward(side.at_once, last=True):
         for k, (factor, overlaps, piece) in enumerate(zip(factors, within, pieces, strict=True)):
             if overlaps is not None:
                 found[k].append((overlaps * (piece @ piece.mT)).sum((2, 3, 4)))
@@ -120,7 +120,7 @@ def _norms(block: Block) -> Iterator[tuple[str, Tensor]]:
 def _products(block: Block) -> Iterator[Tensor]:
     """(n, D, D) of each layer."""
     side = block.side
-    kept = [torch.cat(pieces) for pieces in zip(*side.backward(side.at_once), strict=True)]
+    kept = [torch.cat(pieces) for pieces in zip(*side.backward(side.at_once, last=True), strict=True)]
     for k, (uses, b) in enumerate(zip(side.factors, kept, strict=True)):
         if (overlaps := _overlaps_within(uses)) is None:
             parts = (gradients.transpose(0, 1) for gradients in side.rows(k, [b]))
