@@ -56,6 +56,7 @@ def evolution_panel(run: Run) -> Panel:
     axes[1].set_ylabel("mean trace Tr K / n")
     axes[1].set_xlabel("optimizer step")
     axes[1].set_xscale("symlog", linthresh=1)
+    axes[1].set_xlim(left=0)
     if (trace.values > 0).all():
         axes[1].set_yscale("log")
         mark_stages(axes[1], stages_or_none(trace.steps, np.log(trace.values)))
@@ -146,6 +147,7 @@ def alignment_panel(run: Run) -> Panel:
         if name in run:
             axes[0].plot(run[name].steps, run[name].values, "o-", ms=3, label=label)
     axes[0].set_xscale("symlog", linthresh=1)
+    axes[0].set_xlim(left=0)
     axes[0].set_ylim(-0.02, 1.02)
     axes[0].set_xlabel("optimizer step")
     axes[0].legend(frameon=False)

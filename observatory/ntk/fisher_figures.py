@@ -120,6 +120,7 @@ def _against_steps(axes: list[Axes], series: tuple[NDArray, ...]) -> None:
     """Logarithmic in the step, and in values that are all positive."""
     axes[-1].set_xlabel("optimizer step")
     axes[-1].set_xscale("symlog", linthresh=1)
+    axes[-1].set_xlim(left=0)
     for axis, values in zip(axes, series, strict=False):
         finite = values[np.isfinite(values)]
         if finite.size and (finite > 0).all():

@@ -122,6 +122,7 @@ def _curve(array: LabelledArray) -> Panel:
     axis = figure.subplots()
     axis.plot(array.steps, array.values, "o-", ms=3)
     axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(left=0)
     axis.set_xlabel("optimizer step")
     axis.set_ylabel(f"{array.name} ({array.unit})".replace("$", r"\$"))
     axis.spines[["top", "right"]].set_visible(False)

@@ -121,6 +121,7 @@ def _panel(runs: Mapping[str, Run], name: str) -> Panel:
             array.steps, array.values, "o-", ms=2.5, lw=1, color=colour, label=label.replace("$", r"\$")
         )
     axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(left=0)
     unit = "" if array.unit == "1" else f" ({array.unit})"
     axis.set(xlabel="optimizer step", ylabel=f"{name.rpartition('/')[2]}{unit}".replace("$", r"\$"))
     axis.spines[["top", "right"]].set_visible(False)

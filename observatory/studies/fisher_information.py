@@ -241,6 +241,7 @@ def _course_panel(kinds: Sequence[_Kind]) -> Panel:
     trace.set(ylabel="Tr F", yscale="log")
     loss.set(ylabel="loss on the probe (nat)", xlabel="optimizer step", yscale="log")
     loss.set_xscale("symlog", linthresh=1)
+    loss.set_xlim(left=0)
     for axis in (trace, loss):
         axis.spines[["top", "right"]].set_visible(False)
     trace.legend(frameon=False)

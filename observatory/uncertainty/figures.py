@@ -226,4 +226,5 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 def _curve(axis: Axes, run: Run, name: str, label: str) -> None:
     axis.plot(run[name].steps, run[name].values, "o-", ms=3, lw=1, label=label)
     axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(left=0)
     axis.set_xlabel("optimizer step")
