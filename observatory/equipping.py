@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from observatory.callbacks.callback import loader_of
 from observatory.fitting import ObservatoryCLI, has_test, quiet
 from observatory.observing.checkpoints import load_weights
+from observatory.records import Finding
 from observatory.report import Section, write_page
 from observatory.uncertainty import LastLayerClassifier, LastLayerGP
 from observatory.uncertainty.examples import Examples
@@ -22,6 +23,10 @@ from observatory.uncertainty.judging import Judged, judge_classes, judge_numbers
 from observatory.uncertainty.posterior import LastLayerPosterior
 
 STATE = "uncertainty.pt"
+BASELINES = {  # prefix of their scores
+    "constant/": "one σ for all inputs", "additive/": "with σ_n added", "profiled/": "ς² profiled",
+    "plain/": "the network itself", "temperature/": "one temperature",
+}  # fmt: skip
 
 
 def equip(
@@ -114,7 +119,7 @@ def _page(
     else:
         doubt, right = rows["here_entropy"], rows["here_right"].bool()
         names = ("right", "wrong")
-        panels = [scores_panel(doubt[right], doubt[~right], "entropy (nat)", "Doubt", names), *panels]
+        panels = [scores_panel({"entropy (nat)": (doubt[right], doubt[~right])}, "Doubt", names), *panels]
     code = (
         f"posterior = {type(posterior).__name__}(model)\n"
         f'posterior.load_state_dict(torch.load("{folder / STATE}"))\n'
@@ -126,9 +131,30 @@ def _page(
         f"{int(posterior.gram.rows)} rows passed over; effective dimension "
         f"{float(spectrum.effective_dimension):.1f}, ς² = {spectrum.reg:.3g}; {seconds:.1f} s in all."
     )
-    table = [(name, f"{value:.6g}") for name, value in judged.scores.items()]
     sections = [
-        Section("Error bars", text, panels=panels, code=code),
-        Section("Scores", "Of rows that calibrated nothing.", header=("score", "value"), rows=table),
+        Section("Error bars", text, findings=[_verdict(judged.scores)], panels=panels, code=code),
+        _table(judged.scores),
     ]
     return write_page(f"Uncertainty of {checkpoint.name}", sections, folder / "uncertainty.html")
+
+
+def _verdict(scores: dict[str, float]) -> Finding:
+    own = scores["nll"]
+    what, other = next((what, scores[f"{p}nll"]) for p, what in BASELINES.items() if f"{p}nll" in scores)
+    verdict = "better" if own < other else "worse"
+    return Finding(f"Log loss {own:.4g} nat per test row, {abs(own - other):.2g} {verdict} than {what}.")
+
+
+def _table(scores: dict[str, float]) -> Section:
+    """One row per score; the baselines beside it."""
+    columns = {"": "here"} | {
+        prefix: what for prefix, what in BASELINES.items() if any(name.startswith(prefix) for name in scores)
+    }
+    names = dict.fromkeys(
+        name.removeprefix(next((p for p in BASELINES if name.startswith(p)), "")) for name in scores
+    )
+    rows = [
+        [name, *(f"{scores[p + name]:.4g}" if p + name in scores else "" for p in columns)] for name in names
+    ]
+    header = ["score", *columns.values()]
+    return Section("Scores", "Of rows that calibrated nothing.", header=header, rows=rows)

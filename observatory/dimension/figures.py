@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, NDArray]
 COLOURS = "viridis"
+FOCUSING = "path_focusing"
 INTRINSIC = ("levina_bickel", "two_nn", "gride")  # the first that was measured is shown
 NAMES = {"levina_bickel": "MLE", "two_nn": "TwoNN", "gride": "Gride"}
 
@@ -43,9 +44,11 @@ def panels(run: Run) -> list[Panel]:
     return found if orders is None else [*found, orders]
 
 
-def of_one_look(values: Values, layers: Sequence[str]) -> list[Panel]:
-    """Figures of one look, for TensorBoard."""
+def of_one_look(values: Values, layers: Sequence[str], past: Mapping[int, Values]) -> list[Panel]:
+    """Figures of one look, for TensorBoard; `past` has the rows of the map by step, this look's as well."""
     found = [depth_panel([values], [0])]
+    if len(past) > 1 and len(layers) > 1:
+        found.append(map_panel(list(past.values()), list(past), layers))
     if "gride" in values:
         found.append(scale_panel([values], [], layers))
     if np.isfinite(values["path_focusing"]).any():
@@ -91,9 +94,10 @@ def depth_panel(looks: Sequence[Values], steps: Sequence[int]) -> Panel:
 
 def map_panel(looks: Sequence[Values], steps: Sequence[int], layers: Sequence[str]) -> Panel:
     """Layer against time, dimension and focusing as colour."""
-    name = _intrinsic(looks[0]) or "participation_ratio"
-    shown = [(name, f"dimension ({NAMES.get(name, 'PR')})"), ("path_focusing", "focusing of paths")]
-    shown = [(key, label) for key, label in shown if key in looks[0]]
+    shown = [
+        (key, "focusing of paths" if key == FOCUSING else f"dimension ({NAMES.get(key, 'PR')})")
+        for key in mapped(looks[0])
+    ]
     figure, axes = _figure(1, len(shown), (9.0, 1.6 + 0.24 * len(layers)))
     for axis, (key, label) in zip(axes, shown, strict=True):
         table = np.stack([look[key][:, 0] if look[key].ndim > 1 else look[key] for look in looks], 1)
@@ -108,6 +112,11 @@ def map_panel(looks: Sequence[Values], steps: Sequence[int], layers: Sequence[st
         figure,
         "Rows are hidden layers from the input (bottom) to the output (top), columns are looks.",
     )
+
+
+def mapped(names: Container[str]) -> list[str]:
+    """Those of the quantities that `map_panel` shows."""
+    return [name for name in (_intrinsic(names) or "participation_ratio", FOCUSING) if name in names]
 
 
 def scale_panel(looks: Sequence[Values], steps: Sequence[int], layers: Sequence[str]) -> Panel:
@@ -207,7 +216,7 @@ def exponent_panel(first: Values, last: Values, weights: Sequence[str]) -> Panel
     )
 
 
-def _intrinsic(look: Values) -> str | None:
+def _intrinsic(look: Container[str]) -> str | None:
     return next((name for name in INTRINSIC if name in look), None)
 
 

@@ -48,6 +48,7 @@ class LayerDimensionality(Instrument):
         self._weights: list[str] = []
         self._scales = 0  # of Gride, as many as the probe has examples for
         self._first: list[Tensor] | None = None  # differences of the nodes' strengths at the first look
+        self._past: dict[int, dict[str, Tensor]] = {}  # what the map of layers against time shows, by step
 
     def quantities(self) -> dict[str, Quantity]:
         return declared(self.options)
@@ -71,6 +72,7 @@ class LayerDimensionality(Instrument):
         self._layers, self._weights = found.layers, found.weights
         self._scales = found["gride"].shape[1] if "gride" in found.values else 0
         values = dict(found.values) | {"log_path_total": found.log_total}
+        self._past[look.step] = {name: values[name].detach().cpu() for name in figures.mapped(values)}
         return values | {"imbalance_drift": self._drift(found)} | order_parameters(values)
 
     def _drift(self, found: LayerProfile) -> Tensor:
@@ -84,14 +86,15 @@ class LayerDimensionality(Instrument):
         return torch.stack(moved) / strength
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first": self._first}
+        return {"first": self._first, "past": dict(self._past)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._first = state["first"]
+        self._first, self._past = state["first"], dict(state.get("past", {}))
 
     def dashboard(self, values: Mapping[str, Tensor]) -> Sequence[Panel | Histogram]:
         look = {name: value.detach().cpu().numpy() for name, value in values.items()}
-        return figures.of_one_look(look, self._layers)
+        past = {step: {k: v.numpy() for k, v in row.items()} for step, row in self._past.items()}
+        return figures.of_one_look(look, self._layers, past)
 
     @staticmethod
     def figures(run: Run) -> list[Panel]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ class UncertaintyElsewhere(Study):
         return Conclusion(
             [
                 Section("Verdict", findings=findings, panels=[_scores_panel(pairs)]),
-                _probabilities(pairs),
+                *map(_probabilities, pairs),
                 _detection(pairs),
                 Section("Scores", "Test images, first seed.", panels=_histograms(pairs)),
             ]
@@ -101,13 +101,14 @@ def _verdict(pair: _Pair) -> list[Finding]:
         f"{float(values.mean()):.4f} {how}"
         for values, how in ((averaged, "averaged"), (scaled, "with one temperature"), (plain, "plain"))
     )
+    own = "" if best == SCORES["raw_variance"] else f"s² has {means[SCORES['raw_variance']]:.3f}, "
     errors = [float(pair.metrics[key].mean()) for key in ("plain/error_auroc", "raw_error_auroc")]
     return [
         Finding(f"{pair.name}: log loss {losses}; in this order in {better} of {len(plain)} seeds."),
         Finding(
             f"{pair.name}: images from elsewhere are told apart best by the {best} (AUROC "
-            f"{means[best]:.3f}); s² has {means[SCORES['raw_variance']]:.3f}, the largest probability of the "
-            f"network itself {means[SCORES['max_softmax']]:.3f}."
+            f"{means[best]:.3f}); {own}the largest probability of the network itself has "
+            f"{means[SCORES['max_softmax']]:.3f}."
         ),
         Finding(
             f"{pair.name}: errors at home are told apart by the largest probability (AUROC {errors[0]:.3f}), "
@@ -116,16 +117,13 @@ def _verdict(pair: _Pair) -> list[Finding]:
     ]
 
 
-def _probabilities(pairs: Sequence[_Pair]) -> Section:
+def _probabilities(pair: _Pair) -> Section:
     columns = ("accuracy", "nll", "brier", "ece", "adaptive_ece")
-    kinds = {"plain/": "the network itself", "temperature/": "one temperature", "": "averaged"}
-    rows = [
-        [pair.name, label, *(pair.told(kind + column) for column in columns)]
-        for pair in pairs
-        for kind, label in kinds.items()
-    ]
-    header = ["pair", "probabilities", "accuracy", "log loss (nat)", "Brier", "ECE", "adaptive ECE"]
-    return Section("Probabilities at home", "Mean ± standard error over seeds.", header=header, rows=rows)
+    kinds = {"plain/": "plain", "temperature/": "one temperature", "": "averaged"}
+    rows = [[label, *(pair.told(kind + column) for column in columns)] for kind, label in kinds.items()]
+    header = ["probabilities", "accuracy", "log loss (nat)", "Brier", "ECE", "adaptive ECE"]
+    title = f"Probabilities at home, {pair.name}"
+    return Section(title, "Mean ± standard error over seeds.", header=header, rows=rows)
 
 
 def _detection(pairs: Sequence[_Pair]) -> Section:
@@ -159,12 +157,17 @@ def _scores_panel(pairs: Sequence[_Pair]) -> Panel:
 
 
 def _histograms(pairs: Sequence[_Pair]) -> list[Panel]:
-    found = []
-    for pair in pairs:
-        for key in ("raw_variance", "entropy"):
-            here, there = pair.rows[f"here_{key}"], pair.rows[f"there_{key}"]
-            label = SCORES[key]
-            if key == "raw_variance":
-                here, there, label = here.log10(), there.log10(), f"log₁₀ {label}"
-            found.append(scores_panel(here, there, label, f"{pair.name}: {SCORES[key]}"))
-    return found
+    return [
+        scores_panel(
+            {
+                f"log₁₀ {SCORES['raw_variance']}": _both(pair, "raw_variance", torch.log10),
+                SCORES["entropy"] + " (nat)": _both(pair, "entropy"),
+            },
+            pair.name,
+        )
+        for pair in pairs
+    ]
+
+
+def _both(pair: _Pair, key: str, shown: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
+    return shown(pair.rows[f"here_{key}"]), shown(pair.rows[f"there_{key}"])

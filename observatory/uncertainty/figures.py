@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,6 +144,8 @@ def parity_panel(
     bins.loglog(line, line, color=GREY, lw=0.8)
     bins.loglog(rmv, rmse, "o", ms=3.5, color=BLUE)
     bins.set(xlabel="√mean σ² of a bin", ylabel="√mean r² of a bin")
+    for side in (rows.xaxis, bins.xaxis, bins.yaxis):
+        _few_labels(side)
     p, share = interval_calibration(r, s)
     curve.plot([0, 1], [0, 1], color=GREY, lw=0.8)
     curve.plot(p, share, color=BLUE)
@@ -161,6 +163,17 @@ def _bands(axis: Axes, std: torch.Tensor) -> None:
     for (low, high), shade in zip(reversed(BANDS.values()), ("0.94", "0.88", "0.80"), strict=True):
         axis.fill_between(line, low * line, high * line, color=shade, lw=0)
     axis.plot(line, line, color=GREY, lw=0.8)
+
+
+def _few_labels(side: Any) -> None:
+    """1, 2, 5 on a logarithmic axis of less than two decades, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = side.get_view_interval()
+    if high < 100 * low:
+        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        side.set_minor_formatter(NullFormatter())
 
 
 def normal_panel(z: torch.Tensor, title: str = "Standardised errors") -> Panel:
@@ -182,21 +195,20 @@ def normal_panel(z: torch.Tensor, title: str = "Standardised errors") -> Panel:
 
 
 def scores_panel(
-    inside: torch.Tensor,
-    outside: torch.Tensor,
-    label: str,
+    scores: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     title: str,
     names: tuple[str, str] = ("at home", "elsewhere"),
 ) -> Panel:
-    """Histograms of a score of two kinds of inputs."""
-    figure, (axis,) = _figure(1, 1, (5.6, 3.4))
-    both = torch.cat([inside, outside]).double().cpu()
-    edges = np.linspace(float(both.quantile(0.001)), float(both.quantile(0.999)), 60)
-    for values, colour, name in ((inside, BLUE, names[0]), (outside, RED, names[1])):
-        axis.hist(values.cpu().numpy(), bins=edges, density=True, color=colour, alpha=0.55, label=name)
-    axis.set(xlabel=label, ylabel="density")
-    axis.legend(frameon=False)
-    return Panel(title, figure, f"Distribution of the score over test inputs, {' and '.join(names)}.")
+    """Histograms of scores, by label, of two kinds of inputs."""
+    figure, axes = _figure(1, len(scores), (4.6 * len(scores), 3.2))
+    for axis, (label, pair) in zip(axes, scores.items(), strict=True):
+        both = torch.cat(pair).double().cpu()
+        edges = np.linspace(float(both.quantile(0.001)), float(both.quantile(0.999)), 60)
+        for values, colour, name in zip(pair, (BLUE, RED), names, strict=True):
+            axis.hist(values.cpu().numpy(), bins=edges, density=True, color=colour, alpha=0.55, label=name)
+        axis.set(xlabel=label, ylabel="density")
+    axes[0].legend(frameon=False)
+    return Panel(title, figure, f"Distribution over test inputs, {' and '.join(names)}.")
 
 
 def band_panel(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, points: Any = None) -> Panel:

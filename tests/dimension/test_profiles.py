@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from networks_of_all_kinds import Attention, Gated, Residual, Twice
 from torch import Tensor, nn
 
+import observatory
+from observatory import Probe
 from observatory.dimension import (
+    LayerDimensionality,
     find_structure,
     levina_bickel,
     node_shares,
@@ -191,6 +195,26 @@ def test_profile_is_saved_as_a_tidy_table(x, tmp_path):
     assert float(wanted[0]["value"]) == pytest.approx(found["gride"][1, 3].item())
     with pytest.raises(ValueError, match=r"as .csv or .json"):
         found.save(tmp_path / "profile.parquet")
+
+
+def test_dashboard_maps_layers_against_time_from_the_second_look_on(x, tmp_path):
+    model, one = mlp(), LayerDimensionality(probe=Probe(x))
+    options = {"every_n_steps": 1, "max_overhead": None, "strict": True}
+    with observatory.watch(model, instruments=[one], out=tmp_path, **options) as watch:
+        for _ in range(2):
+            watch.step()
+    run = observatory.open_run(tmp_path).instrument("dimension")
+    last = {name: torch.tensor(run[name].values[-1]) for name in run}
+    panel = next(p for p in one.dashboard(last) if p.title == "Layers against time")
+    (image, _), steps = (
+        (axis.images for axis in panel.figure.axes[:2]),
+        panel.figure.axes[0].get_xticklabels(),
+    )
+    assert [tick.get_text() for tick in steps] == ["0", "1", "2"]
+    np.testing.assert_array_equal(image[0].get_array(), run["levina_bickel"].values.T)
+    again = LayerDimensionality(probe=Probe(x))
+    again.load_state_dict(one.state_dict())  # a resumed run goes on with the map
+    assert list(again._past) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_equipped_checkpoint_predicts_like_the_library(checkpoint, tmp_path, cap
     torch.testing.assert_close(one.mean, other.mean)
     torch.testing.assert_close(one.std, other.std, rtol=1e-4, atol=0)
     page = (tmp_path / "bars/uncertainty.html").read_text()
-    assert "constant/nll" in page and "Errors against error bars" in page
+    assert "than one σ for all inputs" in page and "Errors against error bars" in page
 
 
 def test_replay_passes_over_the_training_data_of_the_experiment(checkpoint):
