@@ -18,6 +18,8 @@ class Examples:
     """Batches (inputs, targets) of a loader's data set in a fixed order, each rank its own part of them.
 
     The loader itself is not iterated, since that would move its sampler and its random streams.
+    With several processes the data set has to be the same on all of them, and dealt out by a sampler: of one
+    that holds each process's own examples, only every n-th of n processes' would be seen.
 
     Args:
         loader: whose data set and `collate_fn` are used.

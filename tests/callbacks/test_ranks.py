@@ -15,11 +15,10 @@ from observatory.records import Run, open_run
 
 RANKS = Path(__file__).with_name("ranks.py")
 SAME = ("ddp", "ddp_of_4", "fsdp", "loop", "fabric")  # as one process
-ALL = ("all_ddp", "all_fsdp")  # with every instrument
 OTHERS = (
-    "resumed",
+    "all_alone",
+    "all_ddp",
     "stages",
-    "stages_fsdp",
     "buffers",
     "tensor_parallel",
     "stream",
@@ -57,7 +56,13 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory) -> Played:
-    return Played(tmp_path_factory.mktemp("ranks") / "scenes", "alone", "all_alone", *SAME, *ALL, *OTHERS)
+    return Played(tmp_path_factory.mktemp("ranks") / "scenes", "alone", *SAME, *OTHERS)
+
+
+@pytest.fixture(scope="module")
+def played_at_length(tmp_path_factory) -> Played:
+    scenes = ("all_alone", "all_fsdp", "all_ddp_of_4", "resumed", "stages_fsdp")
+    return Played(tmp_path_factory.mktemp("ranks") / "scenes", *scenes)
 
 
 def assert_agree(together: Run, alone: Run) -> None:
@@ -78,32 +83,38 @@ def test_record_of_two_ranks_is_that_of_one_process(played, scene):
     assert_agree(together, alone)
 
 
-@pytest.mark.parametrize("scene", ALL)
-def test_every_instrument_sees_on_two_ranks_what_it_sees_in_one_process(played, scene):
+def test_every_instrument_sees_on_two_ranks_what_it_sees_in_one_process(played):
     alone = played.record("all_alone")
     assert len(alone.instruments) == len(every_instrument()) and len(alone) > 100
-    assert_agree(played.record(scene), alone)
+    assert_agree(played.record("all_ddp"), alone)
 
 
 @pytest.mark.slow
-def test_every_instrument_sees_on_four_ranks_what_it_sees_in_one_process(tmp_path):
-    played = Played(tmp_path / "scenes", "all_alone", "all_ddp_of_4")
-    assert_agree(played.record("all_ddp_of_4"), played.record("all_alone"))
+@pytest.mark.parametrize("scene", ["all_fsdp", "all_ddp_of_4"])
+def test_every_instrument_sees_on_shards_and_on_four_ranks_what_it_sees_in_one_process(
+    played_at_length, scene
+):
+    assert_agree(played_at_length.record(scene), played_at_length.record("all_alone"))
 
 
-def test_run_of_two_ranks_resumed_in_mid_epoch_ends_as_the_uninterrupted_one(played):
+@pytest.mark.slow
+def test_run_of_two_ranks_resumed_in_mid_epoch_ends_as_the_uninterrupted_one(played_at_length):
     """In the weights of each rank, which the scene compares, and in the record, bit for bit."""
-    whole, resumed = played.record("resumed", 0), played.record("resumed", 2)
+    whole, parts, resumed = (played_at_length.record("resumed", k) for k in range(3))
     assert list(whole) == list(resumed) and len(whole) > 100
-    assert played.record("resumed", 1)["ntk/trace"].steps.tolist() == list(range(10))
+    assert parts["ntk/trace"].steps.tolist() == list(range(10))
     for quantity in whole:
         assert resumed[quantity].steps.tolist() == whole[quantity].steps.tolist(), quantity
         np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
 
 
-@pytest.mark.parametrize("scene", ["stages", "stages_fsdp"])
-def test_each_new_stage_is_saved_once_by_all_ranks_together(played, scene):
+@pytest.mark.parametrize(
+    "scenes, scene",
+    [("played", "stages"), pytest.param("played_at_length", "stages_fsdp", marks=pytest.mark.slow)],
+)
+def test_each_new_stage_is_saved_once_by_all_ranks_together(request, scenes, scene):
     """Though only the first of them knows of it; the scene compares the weights with a run without."""
+    played = request.getfixturevalue(scenes)
     assert scene not in played.failed, played.errors
     saved = sorted(file.name for file in (played.folder / scene / "stages").iterdir())
     assert saved == ["stage-plateau-step=3.ckpt", "stage-structure-step=8.ckpt"]
