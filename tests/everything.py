@@ -13,7 +13,6 @@ SMALL: dict[str, dict[str, Any]] = {  # what a run of a dozen updates needs
 }
 TOGETHER = {"Observatory"}  # made of the others
 ELSEWHERE = {"LinearEnsembleVariances", "RecoveredParameters"}  # look at kinds of model of their own
-UNTESTED_BY_CONTRACT = {"RecoveredParameters"}  # a fit has no batches of examples
 
 
 def watching_callbacks() -> dict[str, type[ObservingCallback]]:

@@ -61,3 +61,24 @@ def test_instruments_of_networks_watch_the_gradient(folder):
     run = open_run(folder / "lightning_logs" / "version_0")
     assert (run["ntk/trace"].values > 0).all() and (run["fisher/trace"].values > 0).all()
     assert run["fit/misfit"].values[-1] < run["fit/misfit"].values[0]
+
+
+@pytest.mark.parametrize("epochs", [2, pytest.param(150, marks=pytest.mark.slow)])
+def test_the_readme_fits_a_spring(epochs, tmp_path, monkeypatch):
+    """As it stands but for the number of epochs; the shipped recordings have ω = 2 and γ = 0.3."""
+    readme = (GUIDE.parent.parent / "README.md").read_text()
+    (_, model), (_, settings) = re.findall(r"```(\w+)\n(.*?)```", readme.split("`spring.py`")[1], re.DOTALL)[
+        :2
+    ]
+    (tmp_path / "spring.py").write_text(model)
+    (tmp_path / "spring.yaml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["observatory"])
+    assert main(["fit", "--config", "spring.yaml", "--trainer.max_epochs", str(epochs)]) == 0
+    sys.modules.pop("spring", None)
+    fit = open_run(tmp_path / "lightning_logs" / "version_0").instrument("fit")
+    assert fit["misfit"].values[-1] < fit["misfit"].values[0]
+    if epochs == 150:
+        estimate, error = fit["estimate"].values[-1][0], fit["error"].values[-1][0]
+        assert (np.abs(estimate - [2.0, 0.3]) < 5 * error).all() and (error < 0.002).all()

@@ -136,9 +136,11 @@ def identifiability(jacobian: Tensor) -> Identifiability:
     """Standard errors, correlations and conditioning from a Jacobian (..., R, P), in float64.
 
     The Fisher matrix is scaled to unit diagonal before it is inverted, so that units do not matter; a
-    condition number beyond 10¹⁰ means that some combination of the unknowns is not determined.
+    condition number beyond 10¹⁰ means that some combination of the unknowns is not determined. NaN where the
+    Jacobian is not finite.
     """
-    j = jacobian.double()
+    finite = jacobian.isfinite().all(-1).all(-1)
+    j = torch.where(finite[..., None, None], jacobian.double(), 1.0)  # LAPACK fails on NaN
     length = j.square().sum(-2).sqrt()
     seen = length > 0
     unit = torch.where(seen, length, 1.0)
@@ -149,4 +151,9 @@ def identifiability(jacobian: Tensor) -> Identifiability:
     width = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     errors = torch.where(seen, width / unit, torch.inf)
     condition = torch.where(seen.all(-1), eigenvalues[..., -1] / eigenvalues[..., 0].clamp_min(0), torch.inf)
-    return Identifiability(errors, covariance / (width[..., :, None] * width[..., None, :]), condition)
+    correlation = covariance / (width[..., :, None] * width[..., None, :])
+    return Identifiability(
+        torch.where(finite[..., None], errors, torch.nan),
+        torch.where(finite[..., None, None], correlation, torch.nan),
+        torch.where(finite, condition, torch.nan),
+    )

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from everything import ELSEWHERE, TOGETHER, UNTESTED_BY_CONTRACT, every_instrument, watching_callbacks
+from everything import ELSEWHERE, TOGETHER, every_instrument, watching_callbacks
 
 from observatory.cli import main
 
@@ -16,7 +16,7 @@ NAMED = re.findall(
 )
 
 
-@pytest.mark.parametrize("name", sorted(set(watching_callbacks()) - UNTESTED_BY_CONTRACT))
+@pytest.mark.parametrize("name", sorted(set(watching_callbacks())))
 def test_every_callback_keeps_the_contract(name):
     assert name in NAMED, f"add class Test{name}(CallbackContract) with make = {name} to tests/callbacks"
 

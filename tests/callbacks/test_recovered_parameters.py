@@ -5,9 +5,12 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
+from contract import CallbackContract
+from runs import Classifier
 
 from observatory.callbacks import CollectiveVariables, FisherInformation, RecoveredParameters
 from observatory.data import SimulatedTrajectories
+from observatory.looking import Probe
 from observatory.physics.assimilation import Assimilation, LevenbergMarquardt, Unknown
 from observatory.physics.systems import DampedOscillator
 from observatory.records import open_run
@@ -46,6 +49,49 @@ def test_gauss_newton_steps_are_recorded_with_their_errors(tmp_path):
     texts = [finding.text for finding in _findings(run)]
     assert texts[0].startswith("omega = ") and "χ²/N fell" in texts[1]
     assert write_report(tmp_path / "observatory/run_0").is_file()
+
+
+def oscillators():
+    """All trajectories as one batch."""
+    data = SimulatedTrajectories(
+        DampedOscillator(2.0, 0.3), 3, 11, 2.0, [(0.5, 1.5), (-1.0, 1.0)], observed=("x",)
+    )
+    data.setup("fit")
+    return next(iter(data.val_dataloader()))
+
+
+class WithOscillators(Classifier):
+    """Trains a network, and fits trajectories beside it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.assimilation = Assimilation(
+            DampedOscillator(1.8, 0.2), systems=3, segments=2, step=0.5, relative_noise=0.01, observed=("x",)
+        )
+
+    def training_step(self, batch, number):
+        return super().training_step(batch, number) + self.assimilation.training_loss(oscillators())
+
+    def on_train_batch_end(self, *_):
+        if self.nan_from is not None and self.global_step >= self.nan_from:
+            with torch.no_grad():
+                self.assimilation.z["omega"].fill_(torch.nan)
+
+    def to(self, *given, **options):
+        """A fit is of double precision, in half a precision too."""
+        assimilation, self.assimilation = self.assimilation, torch.nn.Identity()
+        super().to(*given, **options)
+        self.assimilation = assimilation
+        return self
+
+
+def watching(**options):
+    return RecoveredParameters(probe=Probe(*oscillators()), **options)
+
+
+class TestRecoveredParameters(CallbackContract):
+    make = watching
+    module = WithOscillators
 
 
 def _findings(run):

@@ -221,8 +221,8 @@ def test_lanes_with_their_own_parameters_and_times_are_what_each_is_alone(device
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_steps_are_the_steps_and_are_compiled_once(backend, monkeypatch):
-    """Whatever the number of steps and of lanes; one lane has code of its own. States that eager code has made
-    lie otherwise in memory than the first one, of which inductor takes care: two pieces more."""
+    """Whatever the number of steps and of lanes; one lane has code of its own. States that eager code has
+    made lie otherwise in memory than the first one, of which inductor takes care: two pieces more."""
     if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("the compiled code is C++, for which no compiler is found")
     counter = CompileCounterWithBackend(backend)
