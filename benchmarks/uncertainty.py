@@ -114,7 +114,7 @@ def fitting(rows: int, device: str) -> None:
 
 def predicting(device: str) -> None:
     """A prediction with its error bar against a plain forward pass."""
-    for batch in (BATCH, 1024):
+    for batch in (BATCH, 256, 1024):
         numbers(batch, device)
         classes(batch, device)
     x = torch.randn(256, 3, 32, 32, device=device)

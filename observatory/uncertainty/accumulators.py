@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from observatory.looking.ranks import all_reduce_sum, world_size
 from observatory.looking.undisturbed import undisturbed
 
+ROWS = 1024  # that `Gram` multiplies together
 BLOCK = 128  # columns per product of triangular matrices: what is known to be zero is not computed
 
 
@@ -50,6 +51,7 @@ class Accumulator(nn.Module):
         self.register_buffer("matrix", torch.zeros(width, width, dtype=dtype, device=device))
         self.register_buffer("rows", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64, device=device))
+        self._waiting: list[Tensor] = []  # rows that are not in the matrix yet: few large products are faster
 
     @property
     def width(self) -> int:
@@ -80,10 +82,22 @@ class Accumulator(nn.Module):
         if weights is not None:
             weights = self._checked(weights, features)
             features = features * weights.sqrt()[:, None].to(features.dtype)
-        with torch.no_grad(), undisturbed(features.device, streams=False):
-            self._add(features)
-            self.rows += len(features)
-            self.weight += len(features) if weights is None else weights.sum()
+        self._waiting.append(features)
+        self.rows += len(features)
+        self.weight += len(features) if weights is None else weights.sum()
+        if sum(map(len, self._waiting)) >= self._enough():
+            self.flush()
+
+    def _enough(self) -> int:
+        """Rows that are taken in together."""
+        return ROWS
+
+    def flush(self) -> None:
+        """Take in the rows that wait."""
+        if self._waiting:
+            rows, self._waiting = self._waiting, []
+            with torch.no_grad(), undisturbed(self.matrix.device, streams=False):
+                self._add(rows)
 
     def _checked(self, weights: Tensor, features: Tensor) -> Tensor:
         weights = weights.detach().to(features.device, torch.float64)
@@ -94,8 +108,8 @@ class Accumulator(nn.Module):
             )
         return weights
 
-    def _add(self, rows: Tensor) -> None:
-        """Add Σ f fᵀ of checked rows (n, d)."""
+    def _add(self, rows: list[Tensor]) -> None:
+        """Add Σ f fᵀ of checked rows, each (n, d)."""
         raise NotImplementedError
 
     def merge(self, other: Accumulator) -> None:
@@ -109,6 +123,8 @@ class Accumulator(nn.Module):
                 f"a {type(self).__name__} of width {self.width} cannot take in a {type(other).__name__} of "
                 f"width {other.width}"
             )
+        self.flush()
+        other.flush()
         self._merge(other.matrix.to(self.matrix))
         self.rows += other.rows.to(self.rows)
         self.weight += other.weight.to(self.weight)
@@ -118,6 +134,7 @@ class Accumulator(nn.Module):
 
     def all_reduce(self) -> None:
         """Add up what the ranks have; every rank must call it, and all have the same sum afterwards."""
+        self.flush()
         if world_size() > 1:
             self._reduce()
             self.rows.copy_(all_reduce_sum(self.rows))
@@ -129,11 +146,16 @@ class Accumulator(nn.Module):
     def scale(self, factor: float) -> None:
         """Multiply C, as if every row had come `factor` times."""
         if factor != 1:
+            self.flush()
             self._scale(factor)
             self.weight *= factor
 
     def _scale(self, factor: float) -> None:
         raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.flush()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """λ, (d,) descending and clamped at 0, and U, (d, d), of C = U diag(λ) Uᵀ."""
@@ -149,9 +171,10 @@ class Gram(Accumulator):
 
     _decomposed: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None  # of which state of the matrix
 
-    def _add(self, rows: Tensor) -> None:
+    def _add(self, rows: list[Tensor]) -> None:
+        joined = torch.cat(rows)
         for start, end in column_blocks(self.width, BLOCK):
-            self.matrix[:end, start:end] += rows[:, :end].mT @ rows[:, start:end]
+            self.matrix[:end, start:end] += joined[:, :end].mT @ joined[:, start:end]
 
     def _merge(self, matrix: Tensor) -> None:
         self.matrix += matrix
@@ -164,10 +187,12 @@ class Gram(Accumulator):
 
     def gram(self) -> Tensor:
         """C, (d, d) float64, symmetric."""
+        self.flush()
         upper = self.matrix.triu()
         return upper + upper.triu(1).mT
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
+        self.flush()
         state = (self.matrix.data_ptr(), self.matrix._version)
         if self._decomposed is None or self._decomposed[0] != state:
             values, vectors = torch.linalg.eigh(self.gram().double())
@@ -186,38 +211,22 @@ class Root(Accumulator):
     Rows wait until there are d of them; O(d²) operations a row, several times those of `Gram`.
     """
 
-    def __init__(self, width: int, **options: Any) -> None:
-        super().__init__(width, **options)
-        self._waiting: list[Tensor] = []
+    def _enough(self) -> int:
+        return self.width
 
-    def _add(self, rows: Tensor) -> None:
-        self._waiting.append(rows.to(self.matrix.dtype))
-        if sum(map(len, self._waiting)) >= self.width:
-            self.flush()
-
-    def flush(self) -> None:
-        """Take in the rows that wait."""
-        if self._waiting:
-            stacked, self._waiting = torch.cat([self.matrix, *self._waiting]), []
-            self.matrix.copy_(_triangle(stacked))
-
-    def merge(self, other: Accumulator) -> None:
-        if isinstance(other, Root):
-            other.flush()
-        super().merge(other)
+    def _add(self, rows: list[Tensor]) -> None:
+        stacked = torch.cat([self.matrix, *(part.to(self.matrix.dtype) for part in rows)])
+        self.matrix.copy_(_triangle(stacked))
 
     def _merge(self, matrix: Tensor) -> None:
-        self.flush()
         self.matrix.copy_(_triangle(torch.cat([self.matrix, matrix])))
 
     def _reduce(self) -> None:
-        self.flush()
         gathered = self.matrix.new_zeros(world_size(), *self.matrix.shape)
         gathered[torch.distributed.get_rank()] = self.matrix
         self.matrix.copy_(_triangle(all_reduce_sum(gathered).flatten(0, 1)))
 
     def _scale(self, factor: float) -> None:
-        self.flush()
         self.matrix *= factor**0.5
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
@@ -229,10 +238,6 @@ class Root(Accumulator):
         self.flush()
         prior = torch.eye(self.width, dtype=torch.float64, device=self.matrix.device) * reg**0.5
         return _triangle(torch.cat([self.matrix.double(), prior]))
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self.flush()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
 def _triangle(rows: Tensor) -> Tensor:
