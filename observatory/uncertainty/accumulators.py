@@ -82,10 +82,12 @@ class Accumulator(nn.Module):
         if weights is not None:
             weights = self._checked(weights, features)
             features = features * weights.sqrt()[:, None].to(features.dtype)
-        self._waiting.append(features)
         self.rows += len(features)
         self.weight += len(features) if weights is None else weights.sum()
-        if sum(map(len, self._waiting)) >= self._enough():
+        if len(features) + sum(map(len, self._waiting)) < self._enough():
+            self._waiting.append(features.clone())  # the caller may write over them
+        else:
+            self._waiting.append(features)
             self.flush()
 
     def _enough(self) -> int:

@@ -43,6 +43,15 @@ def test_batches_order_and_workers_do_not_matter(kind, generator, device):
     torch.testing.assert_close(vectors * values @ vectors.mT, expected, rtol=1e-11, atol=1e-11)
 
 
+@KINDS
+def test_rows_may_be_written_over_after_the_update(kind, generator):
+    rows, total = torch.randn(40, 60, generator=generator, dtype=DOUBLE), kind(60)
+    buffer = torch.empty(4, 60, dtype=DOUBLE)
+    for part in rows.split(4):
+        total.update(buffer.copy_(part))
+    torch.testing.assert_close(gram_of(total), rows.mT @ rows, rtol=1e-9, atol=1e-9)
+
+
 def test_products_in_float32_cost_nothing_as_long_as_the_sum_is_float64(generator):
     rows = torch.randn(20_000, 64, generator=generator)
     exact = rows.double().mT @ rows.double()
