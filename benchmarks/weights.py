@@ -15,16 +15,22 @@ import copy
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from observatory.callbacks import WeightFluctuations as RecordedFluctuations
 from observatory.looking import Look, ModelFunction, Probe
 from observatory.numerics.curvature import ravel
 from observatory.solvable.online_regression import simulate_online_regression
+from observatory.training import MLP, Supervised
 from observatory.weights import Landscape, Lines, flatness, principal_components
 from observatory.weights.instrument import WeightFluctuations
 
@@ -210,6 +216,47 @@ def recording(snapshots: int) -> None:
           f"({own / step:.1%})")  # fmt: skip
 
 
+class _Clock(pl.Callback):
+    """Seconds a step between two steps of a run."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last, self.seconds = first, last, math.nan
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def, override]
+        if trainer.global_step == self.first:
+            self.seconds = -time.perf_counter()
+        elif trainer.global_step == self.last:
+            self.seconds = (self.seconds + time.perf_counter()) / (self.last - self.first)
+
+
+def recording_in_a_trainer(steps: int, rounds: int) -> None:
+    """The setting of Feng and Tu in Lightning's Trainer, the callback included, with and without in turn."""
+    x, y = torch.randn(50 * (steps + 1), 784), torch.randint(10, (50 * (steps + 1),))
+    loader = DataLoader(TensorDataset(x, y), 50)
+
+    def run(*callbacks: pl.Callback) -> float:
+        clock = _Clock(steps // 10, steps)
+        trainer = pl.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[*callbacks, clock],
+            default_root_dir=tempfile.mkdtemp(),
+        )  # fmt: skip
+        trainer.fit(Supervised(MLP([784, 50, 50, 10]), optimizer=partial(torch.optim.SGD, lr=0.1)), loader)
+        return clock.seconds * 1e6
+
+    without, recorded = [], []
+    for _ in range(rounds):
+        without.append(run())
+        recorded.append(
+            run(RecordedFluctuations(window=(0, steps + 1), select=r"\.3\.weight$", directions=4, at=[0]))
+        )
+    ratios = sorted(b / a - 1 for a, b in zip(without, recorded, strict=True))
+    print(
+        f"a step in the Trainer: {min(without):.0f} µs, recorded {min(recorded):.0f} µs: "
+        f"{min(recorded) / min(without) - 1:+.1%} of minima; pairs {', '.join(f'{r:+.1%}' for r in ratios)}"
+    )
+
+
 def _side_by_side(one: Callable[[], None], other: Callable[[], None], repeats: int) -> tuple[float, float]:
     seconds: list[list[float]] = [[], []]
     for _ in range(repeats):
@@ -234,6 +281,7 @@ def main() -> None:
     landscapes(1000, 500)
     ensembles(4000, 300)
     recording(1000)
+    recording_in_a_trainer(1000, 6)
 
 
 if __name__ == "__main__":

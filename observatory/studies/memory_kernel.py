@@ -114,6 +114,12 @@ class MemoryKernel(Study):
         )
 
 
+def _every(thin: int) -> str:
+    """The n-th point, in words."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(thin % 10 if thin % 100 not in (11, 12, 13) else 0, "th")
+    return "every point" if thin == 1 else f"every {thin}{ending} point"
+
+
 def _lags_of(key: str) -> str:
     return key.removesuffix("thin") + "lags"
 
@@ -121,7 +127,7 @@ def _lags_of(key: str) -> str:
 def _read(run: FinishedRun) -> _Extraction:
     state = run.state("method")["_extra_state"]
     thin = run.point.get(THIN)
-    label = run.name if thin is None else ("every point" if thin == 1 else f"every {thin}th point")
+    label = run.name if thin is None else _every(int(thin))
     label = f"seed {run.point[SEED]}" if SEED in run.point else label
     force = state.get("force_autocorrelation")
     return _Extraction(
@@ -161,7 +167,7 @@ def _agreement(found: Sequence[_Extraction]) -> list[Finding]:
     noise = float((band.high - band.low).max() / 2 / fine.friction.abs()) if band is not None else 0.0
     resolved = change < max(noise, 0.05)
     text = (
-        f"Taking every {every}. point changes G(t) by at most {change:.1%} of the friction, where the data "
+        f"Taking {_every(every)} changes G(t) by at most {change:.1%} of the friction, where the data "
         f"leave it open by {noise:.1%}: "
     )
     end = (
@@ -197,12 +203,13 @@ def _checks(one: _Extraction) -> list[Finding]:
 
 
 def _row(one: _Extraction) -> list[str]:
-    kernel = one.kernel
+    kernel, fit = one.kernel, one.fit.kernel
+    seen = bool(fit.tau[-1] < kernel.t[-1])  # a longer time is a line through the window, not a memory
     return [
         one.label,
         f"{float(kernel.friction):.4g}",
-        f"{float(one.fit.kernel.friction()):.4g}",
-        f"{float(one.fit.kernel.memory_time()):.4g}",
+        f"{float(fit.friction()):.4g}" if seen else "beyond the lags",
+        f"{float(fit.memory_time()):.4g}" if seen else "beyond the lags",
         f"{float(kernel.mass):.4g}",
         f"{float(kernel.apparent_mass):.4g}",
         f"{float(kernel.virial_ratio):.3f}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from observatory.numerics.eigenpairs import leading_eigenpairs
 from observatory.weights.trajectory import BLOCK_BYTES, MANY_COLUMNS, column_blocks, column_means
 
 NEGLIGIBLE = 1e-12  # times Λ₁T: directions of smaller eigenvalues are rounding noise
@@ -63,16 +64,15 @@ def components_of_gram(gram: Tensor, *, count: int | None = None) -> Components:
     Eigenvalues below 10⁻¹² Λ₁T are left out.
 
     Args:
-        gram: centred Gram matrix, (T, T).
+        gram: centred Gram matrix, (T, T); overwritten, on a CPU, where few projections are asked for.
         count: number k of projections; default all.
     """
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.flip(0)
+    total, freedom = gram.diagonal().sum(), len(gram) - 1
+    values, vectors = leading_eigenpairs(gram, len(gram) if count is None else count)
     values = values[: _significant(values, len(values))]
-    leading = values[:count]
-    projections = vectors[:, len(vectors) - len(leading) :].flip(1) * leading.sqrt()
-    freedom = len(gram) - 1
-    return Components(values / freedom, projections, gram.diagonal().sum() / freedom)
+    leading = values[: vectors.shape[1]]
+    projections = vectors[:, : len(leading)] * leading.sqrt()
+    return Components(values / freedom, projections, total / freedom)
 
 
 def lift(rows: Tensor, projections: Tensor) -> Tensor:

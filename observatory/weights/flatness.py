@@ -90,6 +90,7 @@ class _Search:
         self.first = self.s = torch.where(usable, first, fallback).clamp(max=s_max)
         self.low, self.high = torch.zeros_like(self.s), torch.full_like(self.s, torch.inf)
         bend = (curvature / 2)[:, None].expand_as(self.slope)
+        self.last_move = torch.ones_like(self.s)  # of the step that led to s, relative
         self.previous = torch.zeros_like(self.s), bend  # (g - b s)/s² at the point before: κ/2 at 0
         self.done = torch.zeros_like(self.s, dtype=torch.bool)
         self.found = torch.zeros_like(self.done)
@@ -109,7 +110,10 @@ class _Search:
         )  # no crossing anywhere near: end the search soon
         outwards = torch.where(guess > s, torch.minimum(guess, 8 * s), farther)
         proposal = torch.where(bracketed, torch.where(inside, guess, (self.low + self.high) / 2), outwards)
-        close = (proposal - s).abs() <= self.rtol / 2 * s
+        move = (proposal - s).abs() / s
+        # what the cubic through the last two points misses is of the order of the product of their distances
+        close = (move <= self.rtol / 2) | (move * self.last_move <= self.rtol / 10)
+        self.last_move = torch.where(live, move, self.last_move)
         narrow = bracketed & (self.high - self.low <= self.rtol * self.high)
         settled = ~self.done & ((close & inside) | narrow)
         given_up = ~self.done & ~bracketed & (s >= self.s_max)

@@ -142,8 +142,9 @@ class Lines:
         def evaluate(batch: int) -> Tensor:
             points = vmap(self._point(batch), in_dims=(None, None, 0))
             arguments = chosen(self._lines), chosen(self._slopes[batch]), s
+            rows_at_once = max(1, self._at_once // s.shape[1])
             with torch.no_grad():
-                return vmap(points, chunk_size=self._at_once)(*arguments)
+                return vmap(points, chunk_size=rows_at_once)(*arguments)
 
         return self.landscape.mean(evaluate)
 

@@ -8,6 +8,7 @@ import pytest
 
 from observatory.running import run_experiment
 from observatory.studies import MemoryKernelDiscretised
+from observatory.studies.memory_kernel import _every
 from observatory.studies.training_as_gle import heavy_ball
 
 
@@ -19,6 +20,14 @@ def test_descent_with_momentum_is_a_particle_without_memory(momentum):
     expected = (1 - momentum) / rate
     assert float(G[2]) == pytest.approx(expected, rel=0.04)  # what smoothing leaves of the (-1)^i mode
     assert float(G[-1]) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("thin", "words"),
+    [(1, "every point"), (2, "every 2nd point"), (11, "every 11th point"), (23, "every 23rd point")],
+)
+def test_thinning_in_words(thin, words):
+    assert _every(thin) == words
 
 
 def test_a_sweep_without_time_steps_is_refused():
