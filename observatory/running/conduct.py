@@ -15,7 +15,7 @@ from observatory.report import Section, write_page
 from observatory.running.configured import ConfiguredRun
 from observatory.running.execution import RunFolder
 from observatory.running.experiment import Experiment, read_experiment
-from observatory.running.plan import PlannedRun, plan_runs, validate
+from observatory.running.plan import PlannedRun, covering, plan_runs, validate
 from observatory.running.progress import Progress
 from observatory.running.stack import Unit, finish_trained, units_of
 from observatory.running.submission import Cluster, execute_as_jobs
@@ -69,7 +69,7 @@ def _conduct(experiment: Experiment, output: Path, *, dry_run: bool, submit: Clu
     runs = plan_runs(experiment)
     study = _study(experiment.study)
     study.check([run.point for run in runs])
-    for run in runs:
+    for run in covering(runs):  # a hundred combinations of ten values would take a minute
         validate(run.config)
     folders = [RunFolder(output / experiment.name / run.name, run) for run in runs]
     if dry_run:
@@ -131,7 +131,7 @@ def _print_plan(experiment: Experiment, folders: Sequence[RunFolder]) -> None:
     swept = " x ".join(
         f"{len(values)} {key}" for lists in experiment.sweep.values() for key, values in lists.items()
     )
-    print(f"{experiment.name}: {len(folders)} runs ({swept}), all valid, {finished} of them finished")
+    print(f"{experiment.name}: {len(folders)} runs ({swept}), every value valid, {finished} of them finished")
 
 
 def _write(folder: Path, title: str, conclusion: Conclusion, runs: Sequence[PlannedRun]) -> tuple[str, str]:

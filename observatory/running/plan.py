@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from observatory.running.configured import ConfiguredRun
 from observatory.running.experiment import Experiment
 from observatory.running.sweep import Point, fingerprint, point_name, sweep_points, with_values
+
+SEEDS = ("seed_everything", "seed", "split_seed")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,22 @@ def plan_runs(experiment: Experiment) -> list[PlannedRun]:
         PlannedRun(name, point, with_values(experiment.base, point))
         for name, point in zip(names, points, strict=True)
     ]
+
+
+def covering(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
+    """The first run, and those with a value that no run before has, so that every value is in one of them.
+
+    Seeds of one type count as one value.
+    """
+    seen: set[tuple[str, str]] = set()
+    for k, run in enumerate(runs):
+        new = {
+            (key, type(value).__name__ if key.rpartition(".")[2] in SEEDS else repr(value))
+            for key, value in run.point.items()
+        }
+        if k == 0 or not new <= seen:
+            yield run
+        seen |= new
 
 
 def validate(config: dict[str, Any]) -> None:

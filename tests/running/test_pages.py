@@ -42,7 +42,7 @@ def test_finished_runs_are_not_repeated(study: Path, capsys: pytest.CaptureFixtu
     assert before == {path: path.stat().st_mtime_ns for path in study.glob("*=*/**/*") if path.is_file()}
     assert (study / "conclusion.json").read_bytes() == conclusion
     run_experiment(file, output=study.parent, dry_run=True)
-    assert "all valid, 4 of them finished" in capsys.readouterr().out
+    assert "every value valid, 4 of them finished" in capsys.readouterr().out
 
 
 def test_a_comparison_says_what_differs(study: Path, tmp_path: Path) -> None:
