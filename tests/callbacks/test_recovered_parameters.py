@@ -71,7 +71,7 @@ class WithOscillators(Classifier):
 
     def training_step(self, batch, number):
         loss = super().training_step(batch, number)
-        return loss if number % 4 else loss + self.assimilation.training_loss(oscillators())
+        return loss if number % 8 else loss + self.assimilation.training_loss(oscillators())
 
     def on_train_batch_end(self, *_):
         if self.nan_from is not None and self.global_step >= self.nan_from:

@@ -40,7 +40,7 @@ STUDY = {
         "observe": {
             "ntk": {
                 "class_path": "observatory.callbacks.CollectiveVariables",
-                "init_args": {"probe": 10, "max_overhead": None, "every_n_steps": 7},
+                "init_args": {"probe": 10, "max_overhead": None, "every_n_steps": 13},
             }
         },
     },

@@ -42,7 +42,7 @@ OBSERVE = {
     },
     "fisher": {
         "class_path": f"{CALLBACKS}.FisherInformation",
-        "init_args": {"probe": 10, "max_overhead": None, "every_n_steps": 7},
+        "init_args": {"probe": 10, "max_overhead": None, "every_n_steps": 13},
     },
     "weights": {
         "class_path": f"{CALLBACKS}.WeightFluctuations",
