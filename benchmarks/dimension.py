@@ -49,7 +49,7 @@ def ours(x: Tensor, dtype: torch.dtype) -> tuple[dict[str, float], float]:
     """All values, and the seconds after the neighbour pass."""
     near = nearest_neighbours(x, dtype=dtype)
     start = time.perf_counter()
-    found = {method: two_nn(near, method=method).value for method in ("ols", "ml", "censored")}  # type: ignore[arg-type]
+    found = {method: two_nn(near, method=method).value for method in ("ols", "ml", "censored")}
     found["mle"] = levina_bickel(near).value
     found |= {f"gride {n}": value for n, value in zip(SCALES, gride(near, n1=SCALES).value, strict=True)}
     after = time.perf_counter() - start
@@ -112,7 +112,7 @@ def estimators(n: int, d: int, repeats: int) -> None:
         total += spent
         ratios = ", ".join(f"{spent / s:.2f} × {names[k]}" for k, s in seconds.items())
         same = {"TwoNN": "ols", "MLE": "mle", "CorrInt": "correlation"}.get(name)
-        told = f"; differs by {abs(found / values[torch.float64][same] - 1):.0e}" if same else ""  # type: ignore[operator]
+        told = f"; differs by {abs(found / values[torch.float64][same] - 1):.0e}" if same else ""
         single = spent / _least(own[name], repeats)[0]
         print(f"  scikit-dimension {name:8} {spent:7.2f} s   {ratios}; {single:.2f} × that one alone{told}")
     if theirs:
@@ -154,7 +154,7 @@ def main() -> None:
         n, d, name = options.memory
         print(memory(int(n), int(d), getattr(torch, name)))
         return
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)
     for n in options.sizes:
         for d in options.dimensions:
             estimators(n, d, 3 if n < 5000 else 1)

@@ -27,7 +27,7 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, estimator: str) -> Trace:
     from observatory.ntk.fisher import fisher_trace
 
     function = ModelFunction.of(net)  # as during a run: the twin is made once
-    return lambda: fisher_trace(function, x, y, estimator=estimator, draws=1).value.item()  # type: ignore[arg-type]
+    return lambda: fisher_trace(function, x, y, estimator=estimator, draws=1).value.item()
 
 
 def nngeometry(net: nn.Module, x: Tensor, y: Tensor, representation: str) -> Trace:
@@ -151,7 +151,7 @@ def compare(network: str, n: int, device: str) -> None:
             try:
                 trace = make(*fresh(), option)
                 values[who], made[who] = trace(), trace
-            except Exception as error:
+            except Exception as error:  # whatever a peer cannot do is a line of the table
                 reason = str(error).strip().split("\n")[0][:60]
                 print(f"{network:9} {n:4} {what:18} {who:24} {'none':>9}     {reason}")
         times = rounds(made, device)

@@ -39,7 +39,7 @@ def best(run: Callable[[], object], rounds: int = 3) -> float:
     return min(times)
 
 
-def numba_or_none():  # type: ignore[no-untyped-def]
+def numba_or_none():
     try:
         import numba
     except ImportError:
@@ -48,11 +48,11 @@ def numba_or_none():  # type: ignore[no-untyped-def]
     return numba
 
 
-def recursion(numba) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:  # type: ignore[no-untyped-def]
+def recursion(numba) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:
     """G by the trapezoid rule, O(n²), from C_vv and C_xU'."""
 
     @numba.njit
-    def solve(vv, xf, dt):  # type: ignore[no-untyped-def]
+    def solve(vv, xf, dt):
         n = len(vv)
         m = xf[0] / vv[0]
         G = np.zeros(n)
@@ -66,11 +66,11 @@ def recursion(numba) -> Callable[[np.ndarray, np.ndarray, float], np.ndarray]:  
     return solve
 
 
-def scalar_loop(numba) -> Callable[..., np.ndarray]:  # type: ignore[no-untyped-def]
+def scalar_loop(numba) -> Callable[..., np.ndarray]:
     """The same splitting, one particle after the other, float64."""
 
     @numba.njit(fastmath=True)
-    def run(M, R, kick, barrier, lanes, steps):  # type: ignore[no-untyped-def]
+    def run(M, R, kick, barrier, lanes, steps):
         d = R.shape[1]
         out = np.empty((lanes, steps), dtype=np.float32)
         new = np.empty(d + 1)
@@ -97,7 +97,7 @@ def scalar_loop(numba) -> Callable[..., np.ndarray]:  # type: ignore[no-untyped-
     return run
 
 
-def kernels(points: int, numba) -> None:  # type: ignore[no-untyped-def]
+def kernels(points: int, numba) -> None:
     torch.set_num_threads(1)
     x = simulate(
         KERNEL, WELL, mass=1.0, kT=1.0, step=0.01, samples=points // 100, lanes=100, dtype=torch.float32,
@@ -105,21 +105,21 @@ def kernels(points: int, numba) -> None:  # type: ignore[no-untyped-def]
     ).reshape(-1)  # fmt: skip
     solve = recursion(numba) if numba is not None else None
     for lags in (1000, 10_000):
-        whole = best(lambda n=lags: extract_kernel(x, 0.01, 1.0, n_lags=n), 2)  # type: ignore[misc]
+        whole = best(lambda n=lags: extract_kernel(x, 0.01, 1.0, n_lags=n), 2)
         c = extract_kernel(x, 0.01, 1.0, n_lags=lags).correlations
-        ours = best(lambda c=c: kernel_of_correlations(c["vv"], c["xf"], 0.01))  # type: ignore[misc]
+        ours = best(lambda c=c: kernel_of_correlations(c["vv"], c["xf"], 0.01))
         line = f"{points} points, {lags} lags: pipeline {whole:.3f} s (≤ 2), kernel {ours:.4f} s (≤ 0.5)"
         if solve is not None:
             vv, xf = c["vv"].numpy(), c["xf"].numpy()
             theirs = solve(vv, xf, 0.01)
             G = kernel_of_correlations(c["vv"], c["xf"], 0.01)[0].numpy()
             off = np.abs(theirs - G).max() / np.abs(G).max()
-            peer = best(lambda vv=vv, xf=xf: solve(vv, xf, 0.01), 2)  # type: ignore[misc]
+            peer = best(lambda vv=vv, xf=xf: solve(vv, xf, 0.01), 2)
             line += f"; compiled recursion {peer:.4f} s, ratio {peer / ours:.2f}, differs by {off:.1e}"
         print(line, flush=True)
 
 
-def steps(numba) -> None:  # type: ignore[no-untyped-def]
+def steps(numba) -> None:
     torch.set_num_threads(2)
     run = scalar_loop(numba) if numba is not None else None
     for lanes, samples in ((100, 20_000), (4096, 2000)):
@@ -139,7 +139,7 @@ def steps(numba) -> None:  # type: ignore[no-untyped-def]
             p = propagator(KERNEL, 1.0, 1.0, 0.01)
             arguments = (p.M.numpy(), p.R.numpy(), float(p.kick), 2.0, lanes, samples // 10)
             run(*arguments)
-            peer = lanes * (samples // 10) / best(lambda a=arguments: run(*a), 2)  # type: ignore[misc]
+            peer = lanes * (samples // 10) / best(lambda a=arguments: run(*a), 2)
             line += f", scalar loop {peer:.3g}; ratio {max(rates.values()) / peer:.2f}"
         print(f"{line} particle-steps/s", flush=True)
 

@@ -33,7 +33,7 @@ def ours(net: nn.Module, x: Tensor, kind: str) -> Callable[[], Tensor]:
     from observatory.ntk import empirical_ntk
 
     function = ModelFunction.of(net)  # as during a run: the twin is made once
-    return lambda: empirical_ntk(function, x, kind=kind)  # type: ignore[arg-type]
+    return lambda: empirical_ntk(function, x, kind=kind)
 
 
 def jacrev(net: nn.Module, x: Tensor, kind: str) -> Callable[[], Tensor]:

@@ -96,7 +96,7 @@ def fitting(rows: int, device: str) -> None:
     }
     other = laplace(net, "regression", "full")
     if other is not None:
-        contenders["laplace-torch full fit"] = lambda: other.fit(loader)  # type: ignore[attr-defined]
+        contenders["laplace-torch full fit"] = lambda: other.fit(loader)
     gp.fit(loader)
     best = rounds(contenders, device, most=5)
     gp.gram.update(torch.randn(BATCH, 257, device=device))  # a fresh matrix to be decomposed
@@ -152,12 +152,12 @@ def classes(batch: int, device: str) -> None:
     }
     other = laplace(net, "classification", "kron")
     if other is not None:
-        other.fit(DataLoader(TensorDataset(x, y), BATCH))  # type: ignore[attr-defined]
-        contenders["laplace-torch kron"] = lambda: other(new, link_approx="probit")  # type: ignore[operator]
+        other.fit(DataLoader(TensorDataset(x, y), BATCH))
+        contenders["laplace-torch kron"] = lambda: other(new, link_approx="probit")
     show(f"MLP, 10 classes, batch {len(new)}", contenders, device)
 
 
-def fitted(gp, x: Tensor, y: Tensor):  # type: ignore[no-untyped-def]
+def fitted(gp, x: Tensor, y: Tensor):
     loader = DataLoader(TensorDataset(x, y), BATCH)
     return gp.fit(loader).calibrate(loader)
 

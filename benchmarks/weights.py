@@ -222,7 +222,7 @@ class _Clock(pl.Callback):
     def __init__(self, first: int, last: int) -> None:
         self.first, self.last, self.seconds = first, last, math.nan
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def, override]
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == self.first:
             self.seconds = -time.perf_counter()
         elif trainer.global_step == self.last:
