@@ -13,6 +13,7 @@ BLOCK = 512  # unknowns that are solved directly
 BLOCK_MEMORY = 2**21  # numbers in the direct blocks of a batch
 
 Rule = Literal["trapezoid", "rectangle", "midpoint"]
+RULES = ("trapezoid", "rectangle", "midpoint")
 
 
 def solve_toeplitz(column: Tensor, rhs: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ def solve_first_kind(
     elif rule == "midpoint":
         column = (k[..., :-1] + k[..., 1:]) / 2
     else:
-        raise ValueError(f"rule must be 'trapezoid', 'rectangle' or 'midpoint', got {rule!r}")
+        raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
     return torch.cat([start, solve_toeplitz(column, f)], -1)
 
 

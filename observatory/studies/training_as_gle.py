@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from observatory.physics.gle.extraction import extract_kernel, kernel_of_correlations
+from observatory.physics.gle.extraction import extract_kernel
+from observatory.physics.gle.inversion import kernel_of_correlations
 from observatory.physics.gle.linear import half_step_velocity_correlation
 from observatory.physics.gle.potentials import Harmonic
 from observatory.physics.gle.result import MemoryKernel

@@ -15,9 +15,12 @@ from observatory.physics.gle import (
     extract_kernel,
     fit_exponentials,
     free_energy,
+    invert_correlations,
     kernel_of_correlations,
     simulate,
 )
+from observatory.physics.gle.embedding import generator_matrix
+from observatory.physics.gle.inversion import velocity_correlation
 from observatory.physics.gle.linear import half_step_velocity_correlation, powers, transition
 
 KERNEL = exponential_kernel([3.0, 5.0], [0.3, 2.0])
@@ -40,6 +43,16 @@ def exact_correlations(dt: float, n: int) -> dict[str, torch.Tensor]:
         "half_step": half_step_velocity_correlation(xx[: n + 1], dt),
         "central": (2 * xx[:n] - xx[i + 2] - xx[(i - 2).abs()]) / (4 * dt**2),
     }
+
+
+def exact_accelerations(dt: float, n: int) -> dict[str, torch.Tensor]:
+    """C_vv, C_va = Ċ_vv, C_aa = -C̈_vv, C_vU' and C_aU' = -Ċ_vU' of the same particle, from its generator."""
+    inner = generator_matrix(KERNEL, ONE)
+    A = torch.nn.functional.pad(inner, (1, 0, 1, 0))
+    A[0, 1], A[1, 0] = 2**0.5, -(2**0.5)
+    P = powers(transition(KERNEL, ONE, 2 * ONE, dt), n)
+    vv, va, aa = P[:, 1, 1], (A @ P)[:, 1, 1], -(A @ A @ P)[:, 1, 1]
+    return {"vv": vv, "va": va, "aa": aa, "vf": 2**0.5 * P[:, 0, 1], "af": -(2**0.5) * (A @ P)[:, 0, 1]}
 
 
 def errors_of_G(dt: float) -> tuple[float, ...]:
@@ -69,6 +82,44 @@ def test_all_three_velocities_converge_in_second_order():
         assert np.polyfit(np.log(steps), np.log(column), 1)[0] == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.parametrize(("dt", "printed"), [(0.2, 1.49), (0.1, 0.68), (0.05, 0.20), (0.025, 0.052)])
+def test_equation_of_the_second_kind_on_exact_correlations(dt, printed):
+    """The last column of the table: the largest error of Γ on [0, 5], to the digits printed; Γ(0) = 12.5."""
+    n = round(5 / dt) + 1
+    mass, _, _, Gamma = invert_correlations(exact_accelerations(dt, n), dt, 1.0, equation="second_kind")
+    expected = KERNEL.at(dt * torch.arange(n, dtype=torch.float64))
+    digit = 0.5 * 10 ** math.floor(math.log10(printed) - 1)
+    assert float((Gamma - expected).abs().max()) == pytest.approx(printed, rel=0.02, abs=digit)
+    assert (float(mass), float(Gamma[0])) == pytest.approx((1.0, 12.5), rel=1e-9)
+
+
+@pytest.mark.parametrize(("rule", "order"), [("trapezoid", 2), ("midpoint", 2), ("rectangle", 1)])
+@pytest.mark.parametrize("equation", ["first_kind", "force", "integrated"])
+def test_rules_of_quadrature_have_their_orders(equation, rule, order):
+    """Slopes of the largest error of G over three steps, of exact correlations: 2, 2 and 1."""
+    errors = []
+    for dt in (0.025, 0.0125, 0.00625):
+        n = round(5 / dt) + 1
+        c = exact_accelerations(dt, n) | {"xf": exact_correlations(dt, n)["xf"]}
+        G = invert_correlations(c, dt, 1.0, equation=equation, rule=rule)[2]
+        errors.append(float((G - KERNEL.integral(dt * torch.arange(n, dtype=torch.float64))).abs().max()))
+    assert np.polyfit(np.log([4, 2, 1]), np.log(errors), 1)[0] == pytest.approx(order, abs=0.15)
+
+
+def test_a_kernel_gives_back_the_velocity_correlation():
+    """From exact G and C_xU', C_vv to second order."""
+    c, n = exact_correlations(0.05, 101), 101
+    G = KERNEL.integral(0.05 * torch.arange(n, dtype=torch.float64))
+    back = [velocity_correlation(G[::k], c["xf"][::k], ONE, 0.05 * k) - c["exact"][::k] for k in (1, 2)]
+    fine, coarse = (float(error.abs().max()) for error in back)
+    assert fine < 2e-3 and coarse / fine == pytest.approx(4, rel=0.1)
+
+
+def test_a_correlation_that_is_missing_is_named():
+    with pytest.raises(ValueError, match="needs the correlations va, aa, af as well"):
+        invert_correlations({"vv": torch.ones(3)}, 0.1, 1.0, equation="second_kind")
+
+
 def test_true_mass_with_finite_differences_makes_G_jump():
     c = exact_correlations(0.05, 40)
     G, _ = kernel_of_correlations(c["half_step"], c["xf"], 0.05, mass=ONE)
@@ -77,7 +128,7 @@ def test_true_mass_with_finite_differences_makes_G_jump():
     assert float(G[1] - right[1]) == pytest.approx(offset, rel=0.1)
 
 
-def test_kernel_of_a_sampled_harmonic_oscillator_by_three_equations():
+def test_kernel_of_a_sampled_harmonic_oscillator_by_four_equations():
     """3.2·10⁶ points of length 8·10⁴: the friction of 8 has a standard error near 3 %."""
     generator = torch.Generator().manual_seed(1)
     x = simulate(
@@ -85,7 +136,7 @@ def test_kernel_of_a_sampled_harmonic_oscillator_by_three_equations():
         dtype=torch.float32, generator=generator,
     )  # fmt: skip
     t = 0.025 * torch.arange(200, dtype=torch.float64)
-    for equation in ("integrated", "force", "second_kind"):
+    for equation in ("integrated", "force", "first_kind", "second_kind"):
         found = extract_kernel(x, 0.025, 1.0, n_lags=200, potential=Harmonic(2.0), equation=equation)
         assert float((found.G - KERNEL.integral(t)).abs().max()) < 0.15 * 8
         assert float(found.mass) == pytest.approx(1.0, rel=0.03)
@@ -134,6 +185,49 @@ def test_friction_and_memory_time_of_a_kernel_are_its_integrals():
     assert bool(kernel.admissible())
 
 
+class Cosine:
+    """U = -2 cos x, of a turning angle."""
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        return -2 * x.cos()
+
+    def gradient(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x.sin()
+
+
+def test_an_angle_that_turns_round_and_round():
+    """Wrapped to one turn, unwrapped for velocities, U' of period 2π: G(2) = 8 - 3e^{-20/3} - 5e^{-1}.
+
+    10⁵ time units are 6·10⁴ memory times; the force enters by its histogram, hence 5 %.
+    """
+    generator = torch.Generator().manual_seed(6)
+    start = torch.randn(200, generator=generator, dtype=torch.float64) / 2**0.5
+    x = simulate(
+        KERNEL, Cosine(), mass=1.0, kT=1.0, step=0.05, samples=10_000, lanes=200, burn_in=1000, start=start,
+        dtype=torch.float32, generator=generator,
+    )  # fmt: skip
+    turns = float((x[:, -1] - x[:, 0]).abs().max()) / (2 * math.pi)
+    assert turns > 3
+    angle = torch.remainder(x, 2 * math.pi)
+    found = extract_kernel(angle, 0.05, 1.0, n_lags=60, equation="force", period=2 * math.pi, bins=60)
+    assert float(found.G[40]) == pytest.approx(float(KERNEL.integral(torch.tensor([2.0]))[0]), rel=0.05)
+    assert float(found.mass) == pytest.approx(1.0, rel=0.03)  # of central velocities, 1 + O(Δt²)
+    at = torch.linspace(-9, 9, 50, dtype=torch.float64)
+    torch.testing.assert_close(found.free_energy.gradient(at), Cosine().gradient(at), rtol=0, atol=0.25)
+
+
+def test_velocities_that_were_recorded_are_used():
+    """Lags of C_vv are those of the given velocities, whatever the positions say of them."""
+    generator = torch.Generator().manual_seed(7)
+    x, v = torch.randn(2, 4, 500, dtype=torch.float64, generator=generator)
+    found = extract_kernel(
+        x, 0.1, 1.0, n_lags=10, potential=Harmonic(1.0), velocity="given", velocities=v
+    ).correlations["vv"]
+    inner = v[:, 1:-1]  # where a central difference would stand as well
+    expected = torch.stack([(inner[:, : 498 - lag] * inner[:, lag:]).mean() for lag in range(10)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_a_kernel_with_negative_power_is_flagged():
     from dataclasses import replace
 
@@ -168,6 +262,8 @@ def test_free_energy_of_boltzmann_samples():
         ({"times": torch.arange(300) * 0.1 + (torch.arange(300) == 9) * 0.02}, "time stamps step"),
         ({"n_lags": 5, "t_max": 1.0}, "not both"),
         ({"equation": "third"}, "equation must be"),
+        ({"rule": "simpson"}, "rule must be"),
+        ({"velocity": "given"}, "needs velocities="),
     ],
 )
 def test_what_cannot_be_answered_is_refused_at_the_door(change, message):

@@ -13,8 +13,9 @@ from observatory.physics.gle.barrier import (
 )
 from observatory.physics.gle.direct_fit import KernelFit, fit_exponentials
 from observatory.physics.gle.embedding import propagator
-from observatory.physics.gle.extraction import extract_kernel, kernel_of_correlations
+from observatory.physics.gle.extraction import extract_kernel
 from observatory.physics.gle.force import RandomForce, random_force
+from observatory.physics.gle.inversion import invert_correlations, kernel_of_correlations
 from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
 from observatory.physics.gle.likelihood import WhittleFit, whittle_fit
 from observatory.physics.gle.linear import HarmonicGLE
@@ -50,6 +51,7 @@ __all__ = [
     "fit_exponentials",
     "free_energy",
     "grote_hynes_rate",
+    "invert_correlations",
     "kernel_of_correlations",
     "overdamped_passage_time",
     "passage_time",

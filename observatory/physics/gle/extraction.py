@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from observatory.numerics.volterra import convolve, solve_first_kind, solve_second_kind
+from observatory.numerics.volterra import RULES, Rule
 from observatory.physics.gle.estimators import (
     Correlations,
     Trajectories,
@@ -18,11 +19,9 @@ from observatory.physics.gle.estimators import (
     as_trajectories,
     correlations_of,
 )
+from observatory.physics.gle.inversion import NEEDS, Equation, equation_residual, invert_correlations
 from observatory.physics.gle.potentials import Potential, free_energy
 from observatory.physics.gle.result import Band, MemoryKernel
-
-Equation = Literal["integrated", "force", "second_kind"]
-_NEEDS = {"integrated": ("vv", "xf"), "force": ("vv", "vf"), "second_kind": ("vv", "aa", "af", "va")}
 
 
 def extract_kernel(
@@ -36,6 +35,7 @@ def extract_kernel(
     velocity: Velocity = "half_step",
     smooth: bool = True,
     equation: Equation = "integrated",
+    rule: Rule = "trapezoid",
     velocities: Trajectories | None = None,
     times: Tensor | None = None,
     period: float | None = None,
@@ -59,11 +59,13 @@ def extract_kernel(
         potential: U, or the free energy of the data.
         velocity: estimate of the velocity; "given" takes `velocities`.
         smooth: average G with (¼, ½, ¼): removes the undamped (-1)^i mode of the trapezoid rule.
-        equation: "force" needs ⟨v U'⟩ instead of ⟨x U'⟩ and the mass kT/C_vv(0); "second_kind" solves the
-            equation of the second kind for Γ, from accelerations and central velocities.
+        equation: "force" needs ⟨v U'⟩ instead of ⟨x U'⟩ and the mass kT/C_vv(0); "first_kind" and
+            "second_kind" solve for Γ itself, from accelerations; all three with central velocities. See
+            `invert_correlations`.
+        rule: of quadrature in an equation of the first kind: "trapezoid", "rectangle" or "midpoint".
         times: time stamps, (N,), to be checked against Δt.
-        period: of a periodic coordinate; the positions are unwrapped. Needs equation="force" or
-            "second_kind", since ⟨x U'⟩ has a boundary term.
+        period: of a periodic coordinate; the positions are unwrapped. Needs an equation other than
+            "integrated", since ⟨x U'⟩ has a boundary term.
         bins: of the histogram behind the free energy.
         resamples: of blocks or trajectories for 95 % bands; 0 leaves them out.
         generator: of the resamples.
@@ -72,21 +74,22 @@ def extract_kernel(
         ValueError: if an argument or the data do not allow it, with what would.
     """
     x = as_trajectories(trajectories)
-    _check(dt, kT, times, equation, period, velocity)
+    _check(dt, kT, times, equation, rule, period, velocity)
     lags = _lags(x, dt, n_lags, t_max)
     x = x if period is None else [_unwrap(one, period) for one in x]
     named = free_energy(x, kT, bins=bins, period=period) if potential == "free_energy" else potential
     given = None if velocities is None else as_trajectories(velocities)
     kind: Velocity = "central" if equation != "integrated" and velocity == "half_step" else velocity
     products = correlations_of(
-        x, dt, named.gradient, lags=lags, velocity=kind, velocities=given, names=_NEEDS[equation]
+        x, dt, named.gradient, lags=lags, velocity=kind, velocities=given, names=NEEDS[equation]
     )
     c = {name: products.mean(name) for name in products.sums}
     if not bool(c["vv"][0] > 0):
         raise ValueError("C_vv(0) is not positive: the positions do not move")
-    mass, apparent, G, Gamma = _solve(c, dt, kT, equation, smooth)
-    raw = _solve(c, dt, kT, equation, False)[2] if smooth else G
-    bands = _bands(products, lambda d: _solve(d, dt, kT, equation, smooth), resamples, generator)
+    solve = partial(invert_correlations, dt=dt, kT=kT, equation=equation, rule=rule)
+    mass, apparent, G, Gamma = solve(c, smooth=smooth)
+    raw = solve(c)[2] if smooth else G
+    bands = _bands(products, partial(solve, smooth=smooth), resamples, generator)
     virial = _virial(x, named, kT) if period is None else torch.tensor(torch.nan)
     return MemoryKernel(
         torch.arange(lags, dtype=torch.float64, device=G.device) * dt,
@@ -107,46 +110,6 @@ def extract_kernel(
         reach=(min(float(one.min()) for one in x), max(float(one.max()) for one in x)),
         notes=_notes(virial, apparent, mass, equation),
     )
-
-
-def kernel_of_correlations(
-    vv: Tensor, xf: Tensor, dt: float, *, smooth: bool = False, mass: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """G and Γ from C_vv and C_xU', both (..., lags), leading dimensions being lanes; differentiable.
-
-    Args:
-        mass: the mass in the equation; default C_xU'(0)/C_vv(0). Any other makes G jump by O(1/Δt) at lag 1.
-    """
-    m = xf[..., 0] / vv[..., 0] if mass is None else mass
-    G = solve_first_kind(vv, xf - m[..., None] * vv, dt)
-    G = _smoothed(G) if smooth else G
-    return G, torch.gradient(G, spacing=dt, dim=-1)[0]
-
-
-def _solve(
-    c: dict[str, Tensor], dt: float, kT: float, equation: Equation, smooth: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mass, apparent mass, G and Γ."""
-    vv = c["vv"]
-    mass = kT / vv[..., 0]
-    if equation == "integrated":
-        G, Gamma = kernel_of_correlations(vv, c["xf"], dt, smooth=smooth)
-        return mass, c["xf"][..., 0] / vv[..., 0], G, Gamma
-    if equation == "force":
-        work = torch.cumulative_trapezoid(c["vf"], dx=dt)
-        lost = torch.nn.functional.pad(work, (1, 0))
-        G = solve_first_kind(vv, mass[..., None] * (vv[..., :1] - vv) - lost, dt)
-        G = _smoothed(G) if smooth else G
-        return mass, mass, G, torch.gradient(G, spacing=dt, dim=-1)[0]
-    rhs = mass[..., None] * c["aa"] + c["af"]
-    Gamma = solve_second_kind(c["va"], rhs, dt, diagonal=vv[..., 0])
-    G = torch.nn.functional.pad(torch.cumulative_trapezoid(Gamma, dx=dt), (1, 0))
-    return mass, mass, G, Gamma
-
-
-def _smoothed(G: Tensor) -> Tensor:
-    inner = G[..., :-2] / 4 + G[..., 1:-1] / 2 + G[..., 2:] / 4
-    return torch.cat([G[..., :1], inner, (G[..., -2:-1] + G[..., -1:]) / 2], -1)
 
 
 def _bands(
@@ -170,18 +133,6 @@ def _bands(
 def _band(replicates: Tensor) -> Band:
     low, high = replicates.quantile(replicates.new_tensor([0.025, 0.975]), dim=0)
     return Band(low, high, replicates.std(0))
-
-
-def equation_residual(vv: Tensor, xf: Tensor, Gamma: Tensor, mass: Tensor, dt: float) -> Tensor:
-    """m Ċ_vv + C_vU' + ∫Γ C_vv over its largest term, with Γ put back: zero where Γ explains the data.
-
-    The equation is taken once integrated, where noise is smallest: G is the integral of Γ.
-    """
-
-    G = torch.nn.functional.pad(torch.cumulative_trapezoid(Gamma, dx=dt), (1, 0))
-    friction = dt * (convolve(G, vv) - (G[..., :1] * vv + vv[..., :1] * G) / 2)
-    terms = xf - mass[..., None] * vv
-    return (friction - terms) / terms.abs().amax(-1, keepdim=True)
 
 
 def _virial(x: Sequence[Tensor], potential: Potential, kT: float) -> Tensor:
@@ -218,20 +169,26 @@ def _lags(x: Sequence[Tensor], dt: float, n_lags: int | None, t_max: float | Non
 
 
 def _check(
-    dt: float, kT: float, times: Tensor | None, equation: str, period: float | None, velocity: str
+    dt: float,
+    kT: float,
+    times: Tensor | None,
+    equation: str,
+    rule: str,
+    period: float | None,
+    velocity: str,
 ) -> None:
     if not (dt > 0 and math.isfinite(dt)):
         raise ValueError(f"the time step must be positive, got dt={dt!r}")
     if not (kT > 0 and math.isfinite(kT)):
         raise ValueError(f"the thermal energy must be positive, got kT={kT!r}")
-    if equation not in _NEEDS:
-        raise ValueError(f"equation must be one of {', '.join(map(repr, _NEEDS))}, got {equation!r}")
+    if equation not in NEEDS:
+        raise ValueError(f"equation must be one of {', '.join(map(repr, NEEDS))}, got {equation!r}")
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
     if velocity not in ("half_step", "central", "given"):
         raise ValueError(f"velocity must be 'half_step', 'central' or 'given', got {velocity!r}")
     if period is not None and equation == "integrated":
-        raise ValueError(
-            "⟨x U'⟩ of a periodic coordinate has a boundary term: use equation='force' or 'second_kind'"
-        )
+        raise ValueError("⟨x U'⟩ of a periodic coordinate has a boundary term: use equation='force'")
     if times is not None:
         _check_times(torch.as_tensor(times).double(), dt)
 

@@ -22,7 +22,7 @@ from observatory.numerics.bayesian_search import (
 )
 from observatory.physics.gle.direct_fit import fit_exponentials
 from observatory.physics.gle.estimators import positions_of
-from observatory.physics.gle.extraction import kernel_of_correlations
+from observatory.physics.gle.inversion import kernel_of_correlations
 from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
 from observatory.physics.gle.matching import matched_correlations, mismatch
 from observatory.physics.gle.particle import Particle
