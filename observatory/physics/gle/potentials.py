@@ -150,7 +150,7 @@ def free_energy(
     Raises:
         ValueError: if bins between populated ones are empty.
     """
-    from scipy.interpolate import CubicSpline, make_lsq_spline
+    from scipy.interpolate import make_lsq_spline
 
     flat = torch.cat([s.reshape(-1) for s in ([samples] if isinstance(samples, Tensor) else samples)])
     flat = flat.double()
@@ -171,10 +171,8 @@ def free_energy(
     kept = counts[first:last].double()
     y, weight = -kT * np.log(kept.numpy()), np.sqrt(kept.numpy())
     if period is not None:
-        spline: Any = CubicSpline(
-            np.append(centres, centres[0] + period), np.append(y, y[0]), bc_type="periodic"
-        )
-        grid = np.linspace(centres[0], centres[0] + period, GRID)
+        spline: Any = _periodic_spline(centres, y, weight, period, min(knots, max(4, bins // 4)))
+        grid = np.linspace(0.0, period, GRID)
     else:
         # the outermost pieces reach to where 1 % of the samples lie beyond: sparse bins alone bend no piece
         low, high = np.interp([0.01, 0.99], np.cumsum(kept.numpy()) / float(kept.sum()), centres)
@@ -187,6 +185,17 @@ def free_energy(
     made = (torch.from_numpy(np.ascontiguousarray(a)).to(flat.device) for a in (grid, U - U.min(), slope))
     x, energy, gradient = made
     return FreeEnergy(x, energy, gradient, torch.from_numpy(centres), kept, period)
+
+
+def _periodic_spline(x: np.ndarray, y: np.ndarray, weight: np.ndarray, period: float, pieces: int) -> Any:
+    """The cubic spline of equal pieces through values over one period from 0, by weighted least squares."""
+    from scipy.interpolate import BSpline
+
+    knots = period / pieces * np.arange(-3, pieces + 4)
+    design = BSpline.design_matrix(x, knots, 3).toarray()  # the last three are the first three, a period on
+    design[:, :3] += design[:, pieces:]
+    c = np.linalg.lstsq(design[:, :pieces] * weight[:, None], y * weight, rcond=None)[0]
+    return BSpline(knots, np.concatenate([c, c[:3]]), 3)
 
 
 def _sampled(counts: Tensor, edges: np.ndarray) -> tuple[int, int]:
