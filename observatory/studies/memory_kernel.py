@@ -90,7 +90,7 @@ class MemoryKernel(Study):
         lower = " at least: G still rises at the longest lag" if first.kernel.still_rising else ""
         sentences = [
             f"Friction: {_spread(plateau, first)}{lower}{_against(known.friction() if known else None)}.",
-            f"Memory time of {len(first.fit.kernel.tau)} exponentials through G: {_spread(tau)}"
+            f"Memory time of {first.fit.form} through G: {_spread(tau)}"
             f"{_against(known.memory_time() if known else None)}.",
             f"Mass kT/⟨v²⟩: {_spread(mass)}{_against(self.mass)}.",
         ]
@@ -186,7 +186,7 @@ def _checks(one: _Extraction) -> list[Finding]:
         Finding(f"⟨xU'⟩/kT = {ratio:.3f}.", "note" if abs(ratio - 1) < 0.05 else "warning"),
         Finding(
             f"Γ put back into the equation of C_vv leaves {float(kernel.residual.abs().max()):.2%} of its "
-            f"largest term; {len(one.fit.kernel.tau)} exponentials fit G to {one.fit.residual:.2%}, and some "
+            f"largest term; {one.fit.form} fit G to {one.fit.residual:.2%}, and some "
             f"random force has that kernel: {'yes' if bool(one.fit.kernel.admissible()) else 'no'}.",
             "note",
         ),

@@ -9,6 +9,7 @@ from scipy.signal import lfilter
 
 from observatory.physics.gle import (
     DoubleWell,
+    ExponentialKernel,
     Harmonic,
     HarmonicGLE,
     SimulatedGLE,
@@ -18,19 +19,23 @@ from observatory.physics.gle import (
     simulate,
     whittle_fit,
 )
-from observatory.physics.gle.linear import spectral_density, transition
+from observatory.physics.gle.kernels import logarithms_of
+from observatory.physics.gle.linear import periodogram, spectral_density, transition
 
 ONE = torch.tensor(1.0, dtype=torch.float64)
 KERNEL = exponential_kernel([10.0], [0.5])
 
 
-def oscillator(dt: float, samples: int = 65_536, seed: int = 0) -> torch.Tensor:
-    """k = m = kT = 1, γ = 10, τ = ½, by the exact transition of its embedding: no error of discretisation."""
-    F = transition(KERNEL, ONE, ONE, dt)
-    L = torch.linalg.cholesky(torch.eye(3, dtype=torch.float64) * (1 + 1e-13) - F @ F.mT)
+def oscillator(
+    dt: float, samples: int = 65_536, seed: int = 0, kernel: ExponentialKernel = KERNEL
+) -> torch.Tensor:
+    """k = m = kT = 1, by default γ = 10, τ = ½, by the exact transition of its embedding: no error of Δt."""
+    F = transition(kernel, ONE, ONE, dt)
+    d = len(F)
+    L = torch.linalg.cholesky(torch.eye(d, dtype=torch.float64) * (1 + 1e-13) - F @ F.mT)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(samples, 3, dtype=torch.float64, generator=generator) @ L.T
-    noise[0] = torch.randn(3, dtype=torch.float64, generator=generator)  # the start is stationary
+    noise = torch.randn(samples, d, dtype=torch.float64, generator=generator) @ L.T
+    noise[0] = torch.randn(d, dtype=torch.float64, generator=generator)  # the start is stationary
     eigenvalues, modes = np.linalg.eig(F.numpy())
     driven = noise.numpy() @ np.linalg.inv(modes).T
     paths = [lfilter([1.0], [1.0, -root], column) for root, column in zip(eigenvalues, driven.T, strict=True)]
@@ -56,6 +61,59 @@ def test_four_exponentials_through_memory_over_five_decades():
     assert bool(fit.kernel.admissible())
 
 
+def swinging() -> ExponentialKernel:
+    """Like a molecule in water: negative between one and two tenths, then memory over two decades."""
+    return exponential_kernel([2.0, 6.0], [0.5, 5.0], cosines=[(300.0, 0.08, 20.0)])
+
+
+def test_kernels_that_become_negative_are_found_in_their_own_integral():
+    kernel, t = swinging(), 0.005 * torch.arange(6000, dtype=torch.float64)
+    assert float(kernel.at(t).min()) < -10 and bool(kernel.admissible())
+    fit = fit_exponentials(t, kernel.integral(t), 2, cosines=1)
+    torch.testing.assert_close(fit.kernel.cosines, kernel.cosines, rtol=1e-4, atol=0)
+    torch.testing.assert_close(fit.kernel.tau, kernel.tau, rtol=1e-4, atol=0)
+    assert fit.residual < 1e-7 and fit.form == "2 exponentials and 1 damped cosine"
+    alone = fit_exponentials(t, kernel.integral(t), 2)
+    assert alone.residual > 100 * fit.residual and alone.form == "2 exponentials"
+
+
+def test_two_swings_with_noise():
+    """Two frequencies, 1 % of noise: each within five of its standard errors."""
+    kernel = exponential_kernel([4.0], [3.0], cosines=[(50.0, 0.3, 6.0), (300.0, 0.08, 25.0)])
+    t = 0.005 * torch.arange(4000, dtype=torch.float64)
+    noise = torch.randn(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    G = kernel.integral(t)
+    fit = fit_exponentials(t, G + 0.01 * G.max() * noise, 1, cosines=2)
+    off = logarithms_of(fit.kernel) - logarithms_of(kernel)
+    assert bool((off.abs() < 5 * fit.log_error).all())
+    assert float(fit.log_error.max()) < 0.3  # some 10 points lie within the faster swing
+
+
+def test_spectrum_of_positions_recorded_often_is_no_leakage():
+    """I/S = 1 in each of eight bands, 1024 frequencies each, to 5 standard errors; S falls by 10⁹.
+
+    Without a taper the last band would hold 75 times what it should.
+    """
+    kernel = exponential_kernel([2.0], [4.0], cosines=[(12.0, 0.5, 5.0)])
+    frequency, power = periodogram(oscillator(0.1, 16_384, kernel=kernel)[None])
+    ratio = power / spectral_density(transition(kernel, ONE, ONE, 0.1), frequency)
+    for band in ratio.chunk(8):
+        assert float(band.mean()) == pytest.approx(1.0, abs=5 * 1.05 / len(band) ** 0.5)
+
+
+@pytest.mark.slow
+def test_likelihood_of_memory_that_swings():
+    """m = k = 1, an exponential and a cosine whose period is 12 Δt: all within 4 standard errors."""
+    kernel = exponential_kernel([2.0], [4.0], cosines=[(12.0, 0.5, 5.0)])
+    masses = torch.logspace(-0.7, 0.3, 4, dtype=torch.float64)
+    x = oscillator(0.1, 16_384, kernel=kernel)
+    fit = whittle_fit(x, 0.1, 1.0, stiffness=1.0, cosines=1, masses=masses)
+    found = torch.cat([torch.tensor([fit.mass]).double(), logarithms_of(fit.kernel).exp()]).log()
+    off = found - torch.cat([torch.zeros(1).double(), logarithms_of(kernel)])
+    assert bool((off.abs() < 4 * fit.log_error).all()), (off, fit.log_error)
+    assert float(fit.log_error[-1]) < 0.02 and fit.mass_identified  # the frequency, to 2 %
+
+
 def test_errors_of_the_direct_fit_are_those_of_white_noise():
     """A hundred noisy copies scatter as each of them claims, to 20 %."""
     t = 0.02 * torch.arange(800, dtype=torch.float64)
@@ -66,12 +124,12 @@ def test_errors_of_the_direct_fit_are_those_of_white_noise():
         for _ in range(100)
     ]
     logs = torch.stack([torch.cat([f.kernel.gamma, f.kernel.tau]).log() for f in fits])
-    claimed = torch.stack([f.log_error[:, 0] for f in fits]).mean(0)
+    claimed = torch.stack([f.log_error for f in fits]).mean(0)
     torch.testing.assert_close(claimed / logs.std(0), torch.ones(2).double(), rtol=0, atol=0.25)
 
 
 def test_a_fit_with_too_few_lags_is_refused():
-    with pytest.raises(ValueError, match="3 exponentials cannot be fitted to 5 lags"):
+    with pytest.raises(ValueError, match="3 exponentials and 0 damped cosines cannot be fitted to 5 lags"):
         fit_exponentials(torch.arange(5.0), torch.ones(5), 3)
 
 
@@ -128,10 +186,11 @@ def test_likelihood_above_the_memory_time_has_several_optima():
 
 
 @pytest.mark.parametrize("loss", ["whittle", "correlation"])
-def test_gradients_of_the_exact_losses(loss):
-    model = HarmonicGLE(0.25, mass=1.3, gamma=(4.0, 3.0), tau=(0.4, 1.5), loss=loss, lags=40)
+@pytest.mark.parametrize("cosines", [(), ((3.0, 0.5, 2.0),)])
+def test_gradients_of_the_exact_losses(loss, cosines):
+    model = HarmonicGLE(0.25, mass=1.3, gamma=(4.0, 3.0), tau=(0.4, 1.5), loss=loss, lags=40, cosines=cosines)
     x = oscillator(0.25, 4096)[None]
-    assert_gradients(model, x)
+    assert_gradients(model, x, h=1e-4)  # 10⁻⁸ of truncation; the spectral density has a rounding of 10⁻¹²
 
 
 def test_gradients_through_the_integrator():
@@ -141,8 +200,9 @@ def test_gradients_through_the_integrator():
         generator=torch.Generator().manual_seed(9),
     )  # fmt: skip
     model = SimulatedGLE(
-        0.1, 1.0, DoubleWell(2.0), 1.4, (7.0,), (0.3,), stride=2, lags=10, lanes=16, samples=40
-    )
+        0.1, 1.0, DoubleWell(2.0), 1.4, (7.0,), (0.3,), cosines=[(2.0, 0.5, 3.0)], stride=2, lags=10,
+        lanes=16, samples=40,
+    )  # fmt: skip
     assert_gradients(model, x)
 
 

@@ -30,6 +30,11 @@ class ExponentialKernel:
         none = gamma[..., :0]
         return cls(gamma, tau, gamma.new_zeros(gamma.shape[:-1]), none, none, none)
 
+    @property
+    def cosines(self) -> Tensor:
+        """Rows (a, σ, ω), (..., c, 3)."""
+        return torch.stack([self.amplitude, self.decay, self.frequency], -1)
+
     def at(self, t: Tensor) -> Tensor:
         """Γ(t) for t > 0, shape (..., times) of t (times,); the δ is left out."""
         wave, damped = self._waves(t)
@@ -120,6 +125,32 @@ def exponential_kernel(
     _demand("τ", t, bool((t > 0).all()), "positive")
     _demand("(a, σ, ω)", waves, bool((waves > 0).all()), "positive")
     return ExponentialKernel(g, t, g0, a, s, w)
+
+
+def kernel_of_logarithms(theta: Tensor, terms: int) -> ExponentialKernel:
+    """Γ of (ln γᵢ, ln τᵢ, ln aⱼ, ln σⱼ, ln ωⱼ), (..., 2n + 3c): positive by construction; gradients flow.
+
+    Args:
+        theta: the vector; what is left after `terms` = n exponentials are c damped cosines.
+    """
+    cosines = (theta.shape[-1] - 2 * terms) // 3
+    gamma, tau = theta[..., : 2 * terms].exp().unflatten(-1, (2, terms)).unbind(-2)
+    a, s, w = theta[..., 2 * terms :].exp().unflatten(-1, (3, cosines)).unbind(-2)
+    return ExponentialKernel(gamma, tau, gamma.new_zeros(gamma.shape[:-1]), a, s, w)
+
+
+def logarithms_of(kernel: ExponentialKernel) -> Tensor:
+    """The vector of which `kernel_of_logarithms` makes this kernel, (..., 2n + 3c); γ₀ is left out."""
+    parts = (kernel.gamma, kernel.tau, kernel.amplitude, kernel.decay, kernel.frequency)
+    return torch.cat(parts, -1).log()
+
+
+def rising(theta: Tensor, terms: int) -> Tensor:
+    """Indices that put one such vector in order: times rise, frequencies rise; (2n + 3c,)."""
+    cosines = (len(theta) - 2 * terms) // 3
+    times = theta[terms : 2 * terms].argsort()
+    waves = 2 * terms + theta[len(theta) - cosines :].argsort()
+    return torch.cat([times, terms + times, *(waves + k * cosines for k in range(3))])
 
 
 def _leading(cosines: Tensor | list[tuple[float, float, float]]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from observatory.numerics.curvature import prepare_forward_mode
-from observatory.physics.gle.kernels import ExponentialKernel
+from observatory.physics.gle.kernels import ExponentialKernel, kernel_of_logarithms, rising
 from observatory.physics.gle.linear import periodogram, spectral_density, transition
 
 ITERATIONS = 60
@@ -21,18 +21,23 @@ class WhittleFit:
     """The best of many starts, and how well each parameter is known."""
 
     mass: float
-    gamma: Tensor  # (n,)
-    tau: Tensor  # (n,), rising
-    log_error: Tensor  # standard errors of (ln m, ln γᵢ, ln τᵢ), (1 + 2n,)
+    kernel: ExponentialKernel  # times rising, frequencies rising
+    log_error: Tensor  # standard errors of (ln m, ln γᵢ, ln τᵢ, ln aⱼ, ln σⱼ, ln ωⱼ), (1 + 2n + 3c,)
     loss: float  # Σ[ln S + I/S], minus the logarithm of the likelihood
-    optima: Tensor  # (ln m, ln γᵢ, ln τᵢ) at which each start ended, (starts, 1 + 2n)
+    optima: Tensor  # logarithms, in the same order, at which each start ended, (starts, 1 + 2n + 3c)
     losses: Tensor  # there, minus the best, (starts,)
     profile_mass: Tensor  # masses held fixed, (points,)
     profile: Tensor  # loss maximised over the rest, minus the best, (points,)
 
     @property
-    def kernel(self) -> ExponentialKernel:
-        return ExponentialKernel.of(self.gamma, self.tau)
+    def gamma(self) -> Tensor:
+        """γᵢ, (n,)."""
+        return self.kernel.gamma
+
+    @property
+    def tau(self) -> Tensor:
+        """τᵢ, (n,), rising."""
+        return self.kernel.tau
 
     @property
     def mass_range(self) -> tuple[float, float]:
@@ -58,6 +63,7 @@ def whittle_fit(
     kT: float,
     *,
     terms: int = 1,
+    cosines: int = 0,
     masses: Tensor | None = None,
     stiffness: float | None = None,
 ) -> WhittleFit:
@@ -71,6 +77,7 @@ def whittle_fit(
         dt: Δt.
         kT: thermal energy.
         terms: n exponentials.
+        cosines: c damped cosines, for memory that swings; each mass is then tried with three frequencies.
         masses: at which starts are made and the profile is taken; default 11 between 1/100 and 3 times kT
             over the mean square of the half-step velocity.
         stiffness: k; default kT over the variance of the data.
@@ -84,12 +91,11 @@ def whittle_fit(
     if masses is None:
         apparent = kT / float((x.diff() / dt).square().mean())
         masses = apparent * torch.logspace(-2, 0.5, 11, dtype=torch.float64, device=x.device)
-    start = _starts(masses, x, dt, float(k), terms)
+    start = _starts(masses, x, dt, float(k), terms, cosines)
 
     def log_density(theta: Tensor) -> Tensor:
-        m, gamma, tau = theta[0].exp(), theta[1 : 1 + terms].exp(), theta[1 + terms :].exp()
-        kernel = ExponentialKernel.of(gamma, tau)
-        return (kT / k * spectral_density(transition(kernel, m, k, dt), frequency)).log()
+        kernel = kernel_of_logarithms(theta[1:], terms)
+        return (kT / k * spectral_density(transition(kernel, theta[0].exp(), k, dt), frequency)).log()
 
     free = torch.ones(start.shape[-1], dtype=torch.bool, device=x.device)
     optima, losses, information = _score(log_density, power, start, free)
@@ -97,18 +103,15 @@ def whittle_fit(
     free[0] = False
     held = optima[best].repeat(len(masses), 1)
     held[:, 0] = masses.log()
-    other = torch.cat([held, start.index_select(0, torch.arange(len(masses), device=x.device))])
-    profile = _score(log_density, power, other, free)[1].reshape(2, -1).amin(0)
+    profile = _score(log_density, power, torch.cat([held, start]), free)[1].reshape(-1, len(masses)).amin(0)
     lowest = min(float(losses[best]), float(profile.min()))
     error = torch.linalg.pinv(information[best], hermitian=True).diagonal().sqrt()
     theta = optima[best]
-    order = theta[1 + terms :].argsort()
-    error = torch.cat([error[:1], error[1 : 1 + terms][order], error[1 + terms :][order]])
+    order = torch.cat([torch.zeros(1, dtype=torch.long, device=x.device), 1 + rising(theta[1:], terms)])
     return WhittleFit(
         float(theta[0].exp()),
-        theta[1 : 1 + terms][order].exp(),
-        theta[1 + terms :][order].exp(),
-        error,
+        kernel_of_logarithms(theta[order][1:], terms),
+        error[order],
         lowest,
         optima,
         losses - lowest,
@@ -117,13 +120,25 @@ def whittle_fit(
     )
 
 
-def _starts(masses: Tensor, x: Tensor, dt: float, stiffness: float, terms: int) -> Tensor:
-    """(masses, 1 + 2n): the friction from the overdamped relaxation time, times around the step and above."""
+def _starts(masses: Tensor, x: Tensor, dt: float, stiffness: float, terms: int, cosines: int) -> Tensor:
+    """(starts, 1 + 2n + 3c), all masses for the first set of frequencies, then for the next.
+
+    The friction comes from the overdamped relaxation time, times lie around the step and above (where there
+    are cosines, above their range), and each cosine has the friction of an exponential.
+    """
     rho = float((x[:, 1:] * x[:, :-1]).mean() / x.square().mean())
     relaxation = dt / max(1e-3, -math.log(min(max(rho, 0.05), 0.999)))
-    gamma = torch.full((len(masses), terms), math.log(stiffness * relaxation / terms)).to(masses)
-    tau = torch.linspace(math.log(dt), math.log(dt) + 2 * (terms - 1), terms).to(masses)
-    return torch.cat([masses.log()[:, None], gamma, tau.expand(len(masses), -1)], -1)
+    gamma = torch.full((terms,), math.log(stiffness * relaxation / max(1, terms + cosines))).to(masses)
+    first = math.log(dt) + (3 if cosines else 0)
+    tau = torch.linspace(first, first + 2 * (terms - 1), terms).to(masses)
+    rows = []
+    for turn in (0.3, 1.0, 2.5) if cosines else (1.0,):  # radians in Δt: half a turn is the fastest seen
+        omega = turn / dt * torch.logspace(0, 0.5 * (cosines - 1), cosines, 2.0).to(masses)
+        decay = 2 / omega
+        amplitude = stiffness * relaxation / max(1, terms + cosines) * 5 / (2 * decay)  # ωσ = 2
+        rows.append(torch.cat([gamma, tau, amplitude.log(), decay.log(), omega.log()]))
+    each = torch.stack(rows).repeat_interleave(len(masses), 0)
+    return torch.cat([masses.log().repeat(len(rows))[:, None], each], -1)
 
 
 def _score(

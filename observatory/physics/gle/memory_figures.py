@@ -49,7 +49,7 @@ def draw_kernels(kernel: MemoryKernel, fit: KernelFit, truth: ExponentialKernel 
             low = low if scale == "linear" else low.clamp_min(1e-12)
             axis.fill_between(t, low, kernel.Gamma_band.high[1:], color="0.88", lw=0)
         axis.plot(t, kernel.Gamma[1:], ".", ms=3, color=OURS, label="from the data")
-        axis.plot(t, fit.kernel.at(t), color=FIT, lw=1.2, label=f"{len(fit.kernel.tau)} exponentials")
+        axis.plot(t, fit.kernel.at(t), color=FIT, lw=1.2, label=fit.form)
         if truth is not None:
             axis.plot(t, truth.at(t), color=TRUTH, ls="--", lw=1.2, label="known")
         axis.set(xscale="log", yscale=scale, xlabel="time t", ylabel="Γ(t)")

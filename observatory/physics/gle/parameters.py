@@ -7,35 +7,45 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
+from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel, kernel_of_logarithms
 
 Batch = Tensor | tuple[Tensor, ...]
 
 
 class KernelParameters(nn.Module):
-    """ln m, ln γᵢ, ln τᵢ of Γ = Σ(γᵢ/τᵢ)e^{-t/τᵢ}, positive by construction, and their metrics.
+    """ln m, ln γᵢ, ln τᵢ of Γ = Σ(γᵢ/τᵢ)e^{-t/τᵢ}, and of cosines, positive by construction; their metrics.
 
     Args:
         mass: initial m.
         gamma: initial γᵢ.
         tau: initial τᵢ.
+        cosines: initial (aⱼ, σⱼ, ωⱼ).
 
     Raises:
         ValueError: if they are not positive, or a friction lacks its time.
     """
 
-    def __init__(self, mass: float, gamma: Sequence[float], tau: Sequence[float]) -> None:
+    def __init__(
+        self,
+        mass: float,
+        gamma: Sequence[float],
+        tau: Sequence[float],
+        cosines: Sequence[tuple[float, float, float]] = (),
+    ) -> None:
         super().__init__()
-        exponential_kernel(tuple(gamma), tuple(tau))  # refuses what is not a kernel
-        if not gamma or min(mass, *gamma) <= 0:
+        exponential_kernel(tuple(gamma), tuple(tau), cosines=list(cosines))  # refuses what is not a kernel
+        if not (gamma or cosines) or min(mass, *gamma) <= 0:
             raise ValueError(f"mass and frictions must be positive, got mass={mass:g}, gamma={tuple(gamma)}")
         self.log_mass, self.log_gamma, self.log_tau = (
             nn.Parameter(torch.tensor(values, dtype=torch.float64).log()) for values in (mass, gamma, tau)
         )
+        waves = torch.tensor(list(cosines), dtype=torch.float64).reshape(-1, 3).T.log()
+        self.log_cosines = nn.Parameter(waves) if cosines else None  # rows ln a, ln σ, ln ω
 
     @property
     def kernel(self) -> ExponentialKernel:
-        return ExponentialKernel.of(self.log_gamma.exp(), self.log_tau.exp())
+        waves = [] if self.log_cosines is None else [self.log_cosines.flatten()]
+        return kernel_of_logarithms(torch.cat([self.log_gamma, self.log_tau, *waves]), len(self.log_gamma))
 
     @property
     def mass(self) -> Tensor:

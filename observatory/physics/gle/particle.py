@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -66,13 +65,12 @@ class Particle:
         if self.kernel.gamma.ndim > 1:
             raise ValueError(f"a file holds one particle, got {tuple(self.kernel.gamma.shape[:-1])} sets")
         k = self.kernel
-        waves = torch.stack([k.amplitude, k.decay, k.frequency], -1)
         content = {
             "potential": _described(self.potential),
             "gamma": k.gamma.tolist(),
             "tau": k.tau.tolist(),
             "instantaneous": float(k.instantaneous),
-            "cosines": waves.tolist(),
+            "cosines": k.cosines.tolist(),
             "mass": float(self.mass),
             "kT": float(self.kT),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from observatory.physics.gle.direct_fit import KernelFit, fit_exponentials
+from observatory.physics.gle.direct_fit import KernelFit
 from observatory.physics.gle.estimators import positions_of
 from observatory.physics.gle.extraction import extract_kernel
 from observatory.physics.gle.force import random_force
@@ -36,6 +36,7 @@ class RecordedKernel(nn.Module):
         potential: U, or the free energy of the data.
         bins: of the histogram behind the free energy.
         terms: exponentials fitted to G.
+        cosines: damped cosines fitted to G, for kernels that become negative.
         resamples: for the bands.
         seed: of the resamples.
     """
@@ -50,6 +51,7 @@ class RecordedKernel(nn.Module):
         potential: Potential | Literal["free_energy"] = "free_energy",
         bins: int = 100,
         terms: int = 2,
+        cosines: int = 0,
         resamples: int = 200,
         seed: int = 0,
     ) -> None:
@@ -57,7 +59,8 @@ class RecordedKernel(nn.Module):
         if thin < 1:
             raise ValueError(f"thin must be at least 1, got {thin}")
         self.dt, self.kT, self.lags, self.thin, self.potential = dt, kT, lags, thin, potential
-        self.bins, self.terms, self.resamples, self.seed = bins, terms, resamples, seed
+        self.bins, self.terms, self.cosines = bins, terms, cosines
+        self.resamples, self.seed = resamples, seed
         self._found: dict[str, Tensor] = {}
 
     def advance(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
@@ -74,10 +77,11 @@ class RecordedKernel(nn.Module):
             resamples=self.resamples,
             generator=torch.Generator().manual_seed(self.seed),
         )
-        fit = fit_exponentials(kernel.t, kernel.G, self.terms)
+        fit = kernel.fit(self.terms, cosines=self.cosines)
         self._found = kernel.arrays() | {
             "fit_gamma": fit.kernel.gamma.cpu(),
             "fit_tau": fit.kernel.tau.cpu(),
+            "fit_cosines": fit.kernel.cosines.cpu(),
             "fit_log_error": fit.log_error,
             "fit_residual": torch.tensor(fit.residual, dtype=torch.float64),
         }
@@ -135,5 +139,5 @@ def recorded_kernel(found: Mapping[str, Tensor]) -> MemoryKernel:
 
 def recorded_fit(found: Mapping[str, Tensor]) -> KernelFit:
     """The exponential fit in a checkpoint's extra state."""
-    kernel = exponential_kernel(found["fit_gamma"], found["fit_tau"])
+    kernel = exponential_kernel(found["fit_gamma"], found["fit_tau"], cosines=found["fit_cosines"])
     return KernelFit(kernel, found["fit_log_error"], float(found["fit_residual"]))

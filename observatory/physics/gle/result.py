@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from observatory.physics.gle.direct_fit import KernelFit, fit_exponentials
 from observatory.physics.gle.potentials import GRID, FreeEnergy, Potential
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class MemoryKernel:
         n = len(self.G)
         late, before = self.G[-n // 10 :].mean(), self.G[int(0.65 * n) : int(0.75 * n) + 1].mean()
         return bool(late > 1.05 * before)
+
+    def fit(self, terms: int, *, cosines: int = 0) -> KernelFit:
+        """Exponentials and damped cosines through G, see `fit_exponentials`."""
+        return fit_exponentials(self.t, self.G, terms, cosines=cosines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """An .npz file of every array, readable without this package."""

@@ -33,6 +33,7 @@ class SimulatedGLE(KernelParameters):
         mass: initial m.
         gamma: initial γᵢ.
         tau: initial τᵢ.
+        cosines: initial (a, σ, ω) of damped cosines.
         stride: steps of the integrator in Δt.
         lags: of the correlations.
         lanes: particles.
@@ -50,6 +51,7 @@ class SimulatedGLE(KernelParameters):
         gamma: Sequence[float],
         tau: Sequence[float],
         *,
+        cosines: Sequence[tuple[float, float, float]] = (),
         stride: int = 1,
         lags: int = 20,
         lanes: int = 256,
@@ -57,7 +59,7 @@ class SimulatedGLE(KernelParameters):
         horizon: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(mass, gamma, tau)
+        super().__init__(mass, gamma, tau, cosines)
         if min(dt, kT) <= 0 or not 3 <= lags < samples:
             raise ValueError(
                 f"dt and kT are positive, and 3 ≤ lags < samples; got dt={dt:g}, kT={kT:g}, lags={lags}, "
