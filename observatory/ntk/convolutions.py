@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
-from itertools import product
 
 from torch import Tensor
-from torch.nn import functional
 
 from observatory.looking.calls import LayerCall
 from observatory.ntk.factors import Layout, SiteFactors
@@ -30,55 +27,46 @@ class ConvolutionFactors(SiteFactors):
         self.sites = call.shape.numel() // (n * self.out_channels)
 
     def _patches(self, at: slice) -> Tensor:
+        images = self._images[at]
+        frame, interior = self._frame(len(images))
+        interior.copy_(images)
+        return self._windows(frame).reshape(len(images), self.groups, self.sites, self.inputs)
+
+    def blocks(self, step: int) -> Iterator[Tensor]:
+        frame, interior = self._frame(min(step, self.n))
+        windows = self._windows(frame)
+        patches = windows.new_empty(windows.shape)
+        for images in self._images.split(step):  # in memory that is used again
+            n = len(images)
+            interior[:n].copy_(images)
+            patches[:n].copy_(windows[:n])
+            yield patches[:n].view(n, self.groups, self.sites, self.inputs)
+
+    @property
+    def _images(self) -> Tensor:
+        """(n, r, channels, *pixels)"""
+        return self.by_example(self.call.input[None])[0]
+
+    def _frame(self, n: int) -> tuple[Tensor, Tensor]:
+        """Zeros for n padded images, (n, r, *pixels, channels), and where the images go, as `_images` are."""
+        r, channels, *pixels = self._images.shape[1:]
+        padding = self._padding(self.dilation) or [0] * (2 * len(pixels))
+        sides = list(zip(padding[::2], padding[1::2], strict=True))[::-1]  # of each axis, left and right
+        padded = [size + left + right for size, (left, right) in zip(pixels, sides, strict=True)]
+        frame = self.call.input.new_zeros(n, r, *padded, channels)
+        inside = [slice(left, left + size) for size, (left, _) in zip(pixels, sides, strict=True)]
+        return frame, frame[(slice(None), slice(None), *inside)].movedim(-1, 2)
+
+    def _windows(self, frame: Tensor) -> Tensor:
+        """What each site sees of padded images, a view (n, groups, r, *sites, *kernel, group's channels)."""
         rank = len(self.kernel)
-        x, (n, r) = self._padded(at)
-        for d in range(rank):
-            x = self._windows(x, d)
-        x = x.unflatten(1 + rank, (self.groups, self.channels))  # (n·r, *sites, g, channels, *kernel)
-        x = x.unflatten(0, (n, r))
-        order = (2 + rank, *range(1, 2 + rank), *range(4 + rank, 4 + 2 * rank), 3 + rank)
-        return x.permute(0, *order).reshape(n, self.groups, self.sites, self.inputs)
-
-    def parts(self) -> Iterator[Tensor]:
-        """A part for each row of the kernel: windows along the last axis are copied, rows are views."""
-        if self.groups > 1:
-            yield self.unbiased
-            return
-        windows = self._rows
-        for offsets in product(*(range(k) for k in self.kernel[:-1])):
-            at = [
-                slice(d * k, d * k + s * (count - 1) + 1, s)
-                for k, d, s, count in zip(offsets, self.dilation, self.stride, self._sites[:-1], strict=False)
-            ]
-            part = windows[(slice(None), slice(None), *at)]
-            yield part.reshape(self.n, 1, self.sites, windows.shape[-1])
-
-    @cached_property
-    def _rows(self) -> Tensor:
-        """(n, r, *pixels but the last, sites along the last, last kernel axis · channels)"""
-        last = len(self.kernel) - 1
-        x, (n, r) = self._padded(slice(None))
-        x = self._windows(x, last).movedim(-1, -2)  # (n·r, *pixels, sites, kernel, channels)
-        return x.flatten(-2).contiguous().unflatten(0, (n, r))  # one copy, of which all rows are views
-
-    @cached_property
-    def _sites(self) -> tuple[int, ...]:
-        """Along each axis of the output."""
-        return tuple(self.call.shape[2:])
-
-    def _padded(self, at: slice) -> tuple[Tensor, tuple[int, int]]:
-        """The images of some examples, (n·r, *pixels, channels), and (n, r)."""
-        x = self.by_example(self.call.input[None])[0, at]  # (n, r, channels, *pixels)
-        n, r = x.shape[:2]
-        x, padding = x.flatten(0, 1), self._padding(self.dilation)
-        if any(padding):
-            x = functional.pad(x, padding)
-        return x.movedim(1, -1).contiguous(), (n, r)
-
-    def _windows(self, x: Tensor, axis: int) -> Tensor:
-        """Windows along one axis of the pixels, behind all other axes."""
-        stride, dilation = self.stride[axis], self.dilation[axis]
-        return x.unfold(1 + axis, dilation * (self.kernel[axis] - 1) + 1, stride)[..., ::dilation]
+        for axis, (size, stride, dilation) in enumerate(
+            zip(self.kernel, self.stride, self.dilation, strict=True)
+        ):
+            frame = frame.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        frame = frame.unflatten(2 + rank, (self.groups, self.channels))
+        order = (0, 2 + rank, 1, *range(2, 2 + rank), *range(4 + rank, 4 + 2 * rank), 3 + rank)
+        return frame.permute(order)
 
     @property
     def copied(self) -> int:

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from observatory.looking.calls import LayerCall
 
-CACHED_NUMBERS = 2**18  # of patches that stay in a CPU's cache
-FORMED_NUMBERS = 2**22  # of gradients that are formed at a time for their norms
+CACHED_NUMBERS = 2**18  # of patches or gradients that stay in a CPU's cache
+FORMED_NUMBERS = 2**22  # of those that are formed at a time elsewhere
 
 Layout = Literal["outer", "inner", "second"]  # of examples: (N·r, ...), (r·N, ...), (r, N, ...)
 
@@ -137,20 +137,34 @@ class SiteFactors(Factors):
 
     def squared_norms(self, b: Tensor) -> Tensor:
         """‖G‖² in each direction and of each example, (D, N), from B: gradients are formed and forgotten."""
-        found = b.sum(3).square().sum((2, 3)) if self.biased else b.new_zeros(b.shape[:2])
-        for part in self.parts() if self.weighted else ():  # (N, g, s, columns)
-            step = max(1, FORMED_NUMBERS // (self.groups * self.outputs * part.shape[-1]))
-            for one, target in zip(b, found, strict=True):
-                for k in range(0, self.n, step):
-                    b_t, u = (t[k : k + step].flatten(0, 1) for t in (one.mT, part))
-                    formed = torch.bmm(b_t, u).flatten(1)  # (n·g, o·columns)
-                    squares = torch.linalg.vector_norm(formed, dim=1).square()
-                    target[k : k + step] += squares.unflatten(0, (-1, self.groups)).sum(1)
-        return found
+        rows = [one.mT.flatten(0, 1) for one in b]  # (N·g, o, s) for each direction
+        squares = torch.stack([one.sum(2).square().sum(1) for one in rows]) if self.biased else b.new_zeros(1)
+        if self.weighted:
+            step = min(self._examples_at_once, self.n)
+            formed = b.new_empty(step * self.groups, self.outputs, self.inputs)
+            parts = zip(*(one.split(len(formed)) for one in rows), strict=True)
+            norms = [
+                torch.stack([torch.linalg.vector_norm(g, dim=(1, 2)) for g in self._formed(some, u, formed)])
+                for some, u in zip(parts, self.blocks(step), strict=True)
+            ]
+            squares = squares + torch.cat(norms, 1).square()
+        return squares.unflatten(1, (self.n, self.groups)).sum(2)
 
-    def parts(self) -> Iterator[Tensor]:
-        """U without the one for the bias, some columns after the others, (N, groups, sites, columns)."""
-        yield self.unbiased
+    def _formed(self, rows: Sequence[Tensor], patches: Tensor, out: Tensor) -> Iterator[Tensor]:
+        """G of some examples in one direction after the other, each valid until the next is asked for."""
+        u = patches.flatten(0, 1)
+        for one in rows:
+            yield torch.bmm(one, u, out=out[: len(u)])
+
+    def blocks(self, step: int) -> Iterator[Tensor]:
+        """`unbiased` U of `step` examples after the others, each valid until the next is asked for."""
+        yield from self.unbiased.split(step)
+
+    @property
+    def _examples_at_once(self) -> int:
+        """Examples whose gradients, with all that these are formed from, stay in a CPU's cache."""
+        fitting = CACHED_NUMBERS if self.call.input.device.type == "cpu" else FORMED_NUMBERS
+        return max(1, fitting // (self.copied + self.numbers + self.groups * self.sites * self.outputs))
 
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
         joint = self.gradients([b]).unflatten(2, (-1, self.columns))  # (D, N, groups·outputs, columns)

@@ -88,7 +88,7 @@ def test_every_way_gives_the_same_norms(name, way, numbers, monkeypatch):
     v = directions_of(module, x)
     expected = explicit(module, x, v).diagonal(dim1=1, dim2=2).T
     monkeypatch.setattr(norms, "norms_way", lambda *_: way)
-    monkeypatch.setattr(factors, "FORMED_NUMBERS", numbers)
+    monkeypatch.setattr(factors, "CACHED_NUMBERS", numbers)
     found = squared_gradient_norms(module, x, v)
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
