@@ -13,7 +13,7 @@ from observatory.weights.balance import (
     observed_circulation,
     rotation_frequency,
 )
-from observatory.weights.components import Components, centred_gram, principal_components
+from observatory.weights.components import Components, principal_components
 from observatory.weights.drift import cosine_match, random_walk_fractions, sampling_band
 from observatory.weights.flatness import Flatness, flatness, quadratic_flatness
 from observatory.weights.landscape import Landscape
@@ -26,6 +26,7 @@ from observatory.weights.noise import (
     temperature,
 )
 from observatory.weights.relation import InverseRelation, fit_relation
+from observatory.weights.scatter import Scatter
 from observatory.weights.sketches import CountSketch, FrequentDirections, StreamingCovariance
 from observatory.weights.stationarity import StationarityMonitor, dissipation_of_snapshots, dissipation_ratio
 from observatory.weights.trajectory import Trajectory, load_trajectory
@@ -39,13 +40,13 @@ __all__ = [
     "InverseRelation",
     "Landscape",
     "Lines",
+    "Scatter",
     "SgdSetting",
     "StationarityMonitor",
     "StreamingCovariance",
     "Trajectory",
     "analyze",
     "batch_sampling",
-    "centred_gram",
     "circulation",
     "commutator_ratio",
     "cosine_match",

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from observatory.looking import Loss, ModelFunction
 from observatory.numerics.curvature import leading_eigenvectors
-from observatory.weights.components import (
-    principal_components,
-    project,
-)
+from observatory.weights.components import principal_components, project
 from observatory.weights.landscape import Batches, Landscape
 from observatory.weights.motion import Motion, motion_along
 from observatory.weights.noise import SgdSetting, lyapunov_residual, temperature
@@ -183,9 +180,7 @@ def directions_and_motion(
     if basis != "components":
         vectors = other_basis(landscape, basis, min(count, size), generator)
         projections = project(rows, vectors.to(rows.device))
-    motion = motion_along(
-        projections, every=trajectory.every, spectrum=found.variance, total=found.total, size=size
-    )
+    motion = motion_along(projections, found, every=trajectory.every, size=size)
     device = landscape.center.device  # snapshots may be kept elsewhere
     return vectors.to(device), motion.to(device)
 

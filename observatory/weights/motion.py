@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from observatory.numerics.correlate import decay_time, integrated_time
+from observatory.weights.components import Components
 from observatory.weights.drift import COSINE_ALARM, SamplingBand, cosine_match, sampling_band
 from observatory.weights.stationarity import geweke_z, half_window_ratio
 
@@ -28,6 +29,7 @@ class Motion:
     geweke: Tensor  # z of the means of the early and the late window, (k,)
     spectrum: Tensor  # all eigenvalues of Σ that are known, (r,), weight units squared
     total: Tensor  # Tr Σ, scalar
+    squares: Tensor  # Tr Σ², scalar; of the known eigenvalues without stored snapshots
     size: int  # number of weights P
     window: int  # steps covered
 
@@ -44,7 +46,7 @@ class Motion:
     @property
     def participation_ratio(self) -> Tensor:
         """(Tr Σ)²/Tr Σ²."""
-        return self.total.square() / self.spectrum.square().sum()
+        return self.total.square() / self.squares
 
     @property
     def effective_samples(self) -> Tensor:
@@ -69,14 +71,13 @@ class Motion:
         return sampling_band(rest / self.size, size=self.size, effective_samples=samples)
 
 
-def motion_along(projections: Tensor, *, every: int, spectrum: Tensor, total: Tensor, size: int) -> Motion:
+def motion_along(projections: Tensor, components: Components, *, every: int, size: int) -> Motion:
     """Motion from projections of the snapshots on k directions.
 
     Args:
-        projections: θ_i(t) - mean, (T, k).
+        projections: θ_i(t) - mean, (T, k): those of the components, or on any other directions.
+        components: of the same snapshots, for what is said about Σ.
         every: steps between snapshots.
-        spectrum: eigenvalues of Σ, (r,).
-        total: Tr Σ.
         size: P.
     """
     series = projections.mT
@@ -89,8 +90,9 @@ def motion_along(projections: Tensor, *, every: int, spectrum: Tensor, total: Te
         cosine=cosine_match(projections),
         half_ratio=half_window_ratio(projections),
         geweke=geweke_z(series, tau),
-        spectrum=spectrum,
-        total=total,
+        spectrum=components.variance,
+        total=components.total,
+        squares=components.squares,
         size=size,
         window=projections.shape[0] * every,
     )
@@ -109,6 +111,7 @@ def motion_without_snapshots(variance: Tensor, *, total: Tensor, size: int, wind
         geweke=unknown,
         spectrum=variance,
         total=total,
+        squares=variance.square().sum(),
         size=size,
         window=window,
     )

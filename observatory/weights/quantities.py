@@ -69,7 +69,9 @@ def declared(variants: list[str]) -> dict[str, Quantity]:
     return found | {
         "loss": Quantity((), "1", "loss on the probe"),
         "norm": Quantity((), "weight", "‖θ‖ of the recorded weights"),
-        "spectrum": Quantity(("component",), "weight²", "eigenvalues of Σ, falling"),
+        "spectrum": Quantity(
+            ("component",), "weight²", "the leading eigenvalues of Σ, all where they cost little memory"
+        ),
         "projections": Quantity(("snapshot", "rank"), "weight", "θ_i(t) about its mean"),
         "profile_distance": Quantity(("profile", "point"), "weight", "s along the leading directions"),
         "profile_loss": Quantity(("profile", "point"), "1", "L(θ₀ + s p_i)"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from observatory.weights.components import principal_components
 from observatory.weights.motion import Motion, motion_along, motion_without_snapshots
 from observatory.weights.sketches import CountSketch, FrequentDirections, random_coordinates
-from observatory.weights.trajectory import Trajectory, column_means
+from observatory.weights.trajectory import Trajectory, column_means, finite_rows
 
 Storage = Literal["full", "subset", "sketch", "directions"]
 ROWS = 128  # of frequent directions
@@ -149,8 +149,7 @@ class Recorder:
         """Step of the first snapshot that is not finite; of the first one if only directions were kept."""
         if self._directions is not None:
             return self.steps[0]
-        finite = self._rows[: len(self)].sum(1, dtype=torch.float64).isfinite()
-        return self.steps[int(finite.int().argmin())]
+        return self.steps[int(finite_rows(self._rows[: len(self)]).int().argmin())]
 
     def principal_motion(self, count: int) -> tuple[Tensor | None, Motion]:
         """Unit directions (k, P) of the leading components, None for a sketch, and the motion along them."""
@@ -163,9 +162,8 @@ class Recorder:
         found, vectors = principal_components(trajectory.differences, count)
         motion = motion_along(
             found.projections,
+            found,
             every=trajectory.every,
-            spectrum=found.variance,
-            total=found.total,
             size=self.width if self._kept is not None else size,
         )
         if self._sketch is not None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from observatory.numerics.curvature import ravel
 
-BLOCK_BYTES = 2**26  # of the float64 copy of some columns
-MANY_COLUMNS = 64  # enough for the speed of a matrix product
+BLOCK_BYTES = 2**22  # of the float64 copy of some columns or rows
+MANY = 64  # of them are enough for the speed of a matrix product
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,24 +81,50 @@ class Trajectory:
         Raises:
             ValueError: naming the first step with a weight that is not finite.
         """
-        # a sum is finite unless a term is not: no boolean copy of the trajectory is made
-        finite = self.differences.sum(1, dtype=torch.float64).isfinite()
+        finite = finite_rows(self.differences)
         if not bool(finite.all()):
             step = int(self.steps[int(finite.int().argmin())])
             raise ValueError(f"a weight is not finite at step {step}: end the window before the run diverges")
 
 
 def column_means(rows: Tensor) -> Tensor:
-    """Means over the first axis in float64, without a float64 copy of the whole."""
-    return rows.sum(0, dtype=torch.float64) / rows.shape[0]
+    """Means over the first axis, accumulated in float64 without a float64 copy of the whole."""
+    # torch converts the whole of its argument first where a sum has another type
+    parts = [part.sum(0, dtype=torch.float64) for part in rows.split(_columns_at_once(rows), dim=1)]
+    return torch.cat(parts) / rows.shape[0]
+
+
+def finite_rows(rows: Tensor) -> Tensor:
+    """Which rows hold nothing but finite numbers, (T,), without a copy of the whole."""
+    parts = rows.split(_columns_at_once(rows), dim=1)
+    # a sum is finite unless a term is not
+    return torch.stack([part.sum(1, dtype=torch.float64).isfinite() for part in parts]).all(0)
 
 
 def column_blocks(rows: Tensor) -> Iterator[Tensor]:
-    """Centred float64 copies of some columns at a time, so that the whole is never copied."""
-    snapshots, size = rows.shape
-    width = max(min(MANY_COLUMNS, size), min(BLOCK_BYTES // (8 * snapshots), size // 20))
-    for block in rows.split(width, dim=1):
-        yield block - block.mean(0, dtype=torch.float64)  # one copy: the types are promoted on the way
+    """Centred float64 copies of some columns at a time, (T, w), each in the memory of the one before."""
+    width = _columns_at_once(rows)
+    room = rows.new_empty(rows.shape[0], width, dtype=torch.float64)
+    for part in rows.split(width, dim=1):
+        block = room[:, : part.shape[1]].copy_(part)
+        yield block.sub_(block.mean(0))
+
+
+def row_blocks(rows: Tensor, mean: Tensor) -> Iterator[Tensor]:
+    """Some snapshots minus `mean` at a time in float64, (h, P), each in the memory of the one before."""
+    height = _at_once(*rows.shape)
+    room = rows.new_empty(height, rows.shape[1], dtype=torch.float64)
+    for part in rows.split(height):
+        yield room[: len(part)].copy_(part).sub_(mean)
+
+
+def _columns_at_once(rows: Tensor) -> int:
+    return _at_once(rows.shape[1], rows.shape[0])
+
+
+def _at_once(number: int, length: int) -> int:
+    """How many of `number` vectors are converted together: a fortieth, within limits."""
+    return max(min(MANY, number), min(BLOCK_BYTES // (8 * length), number // 40))
 
 
 def load_trajectory(

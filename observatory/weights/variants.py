@@ -58,9 +58,7 @@ def _exponent(
     rows: Tensor, every: int, landscape: Landscape, directions: int, *, trend: bool = True
 ) -> InverseRelation:
     found, vectors = principal_components(rows, directions, trend=trend)
-    motion = motion_along(
-        found.projections, every=every, spectrum=found.variance, total=found.total, size=rows.shape[1]
-    )
+    motion = motion_along(found.projections, found, every=every, size=rows.shape[1])
     motion, vectors = motion.to(landscape.center.device), vectors.to(landscape.center.device)
     flat = flatness_along(landscape, vectors, motion.variance.sqrt()).width
     return fit_relation(motion.variance, flat, first=2 if motion.drift else 1)

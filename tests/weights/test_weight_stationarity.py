@@ -121,7 +121,7 @@ def test_ornstein_uhlenbeck_process_is_no_drift(generator):
     rows = torch.stack(x)
     found, _ = principal_components(rows, 20)
     assert not drifts(found.projections)
-    motion = motion_along(found.projections, every=1, spectrum=found.variance, total=found.total, size=5000)
+    motion = motion_along(found.projections, found, every=1, size=5000)
     assert not motion.drift
 
 
@@ -131,11 +131,10 @@ def test_short_windows_do_not_resolve_correlation_times(generator):
     for kick in torch.randn(9999, 2, generator=generator, dtype=torch.float64):
         x.append(r * x[-1] + (1 - r * r) ** 0.5 * kick)
     rows = torch.stack(x)
-    one = torch.ones(2).double()
 
     def resolved(part):
-        part = part - part.mean(0)
-        return motion_along(part, every=3, spectrum=one, total=one.sum(), size=2)
+        found, _ = principal_components(part)
+        return motion_along(part - part.mean(0), found, every=3, size=2)
 
     long, walk = resolved(rows), resolved(torch.randn(500, 2, generator=generator).double().cumsum(0))
     assert long.resolved.all() and not walk.resolved.any()
