@@ -5,8 +5,9 @@
 
 Times are minima of repeated runs, side by side in one process; peers are left out where scikit-dimension is
 not installed. The neighbour pass feeds all of our estimators: three TwoNN, Levina-Bickel, Gride at
-six scales and the correlation dimension, with error bars that the peers do not have; beside each peer stands
-also our estimator of that name alone. Memory is that of all of them above the data, in a process of its own.
+six scales and the correlation dimension. Beside each peer stands also our estimator of that name alone, which
+shall nowhere be slower. The peers have no error bars but Gride's; ours from random halves are computed when
+they are read, and stand apart. Memory is that of all of ours above the data, in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ntk import peak, resident
 from torch import Tensor, nn
 
 from observatory.dimension import (
+    Dimension,
     correlation_dimension,
     gride,
     levina_bickel,
@@ -31,7 +33,6 @@ from observatory.dimension import (
     profile,
     two_nn,
 )
-from observatory.dimension.ratios import TWO_NN_DEPTH
 
 SCALES = (1, 2, 4, 8, 16, 32)
 
@@ -45,16 +46,22 @@ def cloud(n: int, d: int) -> Tensor:
     return x + 0.01 * torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
-def ours(x: Tensor, dtype: torch.dtype) -> tuple[dict[str, float], float]:
-    """All values, and the seconds after the neighbour pass."""
+def ours(x: Tensor, dtype: torch.dtype) -> tuple[dict[str, Dimension], float]:
+    """All of them, and the seconds after the neighbour pass."""
     near = nearest_neighbours(x, dtype=dtype)
     start = time.perf_counter()
-    found = {method: two_nn(near, method=method).value for method in ("ols", "ml", "censored")}
-    found["mle"] = levina_bickel(near).value
-    found |= {f"gride {n}": value for n, value in zip(SCALES, gride(near, n1=SCALES).value, strict=True)}
+    found = {method: two_nn(near, method=method) for method in ("ols", "ml", "censored")}
+    found |= {"mle": levina_bickel(near), "gride": gride(near, n1=SCALES)}
     after = time.perf_counter() - start
-    found["correlation"] = correlation_dimension(near, dtype=dtype).value
-    return {name: float(value) for name, value in found.items()}, after
+    return found | {"correlation": correlation_dimension(near, dtype=dtype)}, after
+
+
+def bars(found: Mapping[str, Dimension]) -> float:
+    """Seconds for the error bars."""
+    start = time.perf_counter()
+    for one in found.values():
+        _ = one.standard_error
+    return time.perf_counter() - start
 
 
 def peers(x: Tensor) -> Mapping[str, Callable[[], object]]:
@@ -73,51 +80,55 @@ def peers(x: Tensor) -> Mapping[str, Callable[[], object]]:
 
 
 def alone(x: Tensor, dtype: torch.dtype) -> Mapping[str, Callable[[], object]]:
-    """Each of those four of ours from a search of its own, no deeper than it needs."""
+    """Each of those four of ours from a search of its own, no deeper than its value needs."""
     return {
-        "TwoNN": lambda: two_nn(nearest_neighbours(x, TWO_NN_DEPTH, dtype=dtype)),
-        "MLE": lambda: levina_bickel(nearest_neighbours(x, dtype=dtype)),
-        "GRIDE": lambda: gride(nearest_neighbours(x, dtype=dtype), n1=SCALES),
-        "CorrInt": lambda: correlation_dimension(nearest_neighbours(x, dtype=dtype), dtype=dtype),
+        "TwoNN": lambda: two_nn(nearest_neighbours(x, 2, dtype=dtype)).value,
+        "MLE": lambda: levina_bickel(nearest_neighbours(x, 20, dtype=dtype)).value,
+        "GRIDE": lambda: gride(nearest_neighbours(x, dtype=dtype), n1=SCALES).value,
+        "CorrInt": lambda: correlation_dimension(nearest_neighbours(x, dtype=dtype), dtype=dtype).value,
     }
 
 
 def memory(n: int, d: int, dtype: torch.dtype) -> float:
-    """MiB that all estimators together take above the data and what is loaded."""
+    """MiB that all estimators together take, with error bars, above the data and what is loaded."""
     x = torch.randn(n, d, dtype=dtype)
-    ours(x[:500], dtype)
+    bars(ours(x[:500], dtype)[0])
     before = resident("cpu")
-    ours(x, dtype)
+    bars(ours(x, dtype)[0])
     return (peak("cpu") - before) / 2**20
 
 
 def estimators(n: int, d: int, repeats: int) -> None:
     x = cloud(n, d)
-    seconds, values, after = {}, {}, {}
-    for dtype in (torch.float32, torch.float64):
-        seconds[dtype], (values[dtype], after[dtype]) = _least(lambda: ours(x, dtype), repeats)  # noqa: B023
-    error = max(abs(values[torch.float32][k] / values[torch.float64][k] - 1) for k in values[torch.float64])
-    names = {dtype: str(dtype).removeprefix("torch.") for dtype in seconds}
+    seconds, found = {}, {}
     print(f"N = {n}, D = {d}: all neighbour estimators together")
-    for dtype, spent in seconds.items():
-        command = [sys.executable, __file__, "--memory", str(n), str(d), names[dtype]]
+    for name in ("float32", "float64"):
+        dtype = getattr(torch, name)
+        seconds[name], (found[name], after) = _least(lambda: ours(x, dtype), repeats)  # noqa: B023
+        command = [sys.executable, __file__, "--memory", str(n), str(d), name]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        print(f"  ours, {names[dtype]}   {spent:7.2f} s, of which after the neighbours {after[dtype]:.2f} s; "
-              f"memory +{float(out):.0f} MB")  # fmt: skip
+        print(f"  ours, {name}   {seconds[name]:7.3f} s, of which after the neighbours {after:.3f} s; "
+              f"error bars {bars(found[name]):.3f} s more; memory +{float(out):.0f} MB")  # fmt: skip
+    pairs = [(found["float32"][name].value, one.value) for name, one in found["float64"].items()]
+    error = max(float((single / double - 1).abs().max()) for single, double in pairs)
     print(f"  float32 differs from float64 by at most {error:.1e}")
+    beside_peers(x, seconds, {name: one.value for name, one in found["float64"].items()}, repeats)
+
+
+def beside_peers(x: Tensor, seconds: Mapping[str, float], values: Mapping[str, Tensor], repeats: int) -> None:
     total, theirs = 0.0, peers(x)
-    own = alone(x, torch.float32)
+    own = {name: alone(x, getattr(torch, name)) for name in seconds}
     for name, call in theirs.items():
-        spent, found = _least(call, repeats if n < 5000 else 1)
+        spent, found = _least(call, repeats)
         total += spent
-        ratios = ", ".join(f"{spent / s:.2f} × {names[k]}" for k, s in seconds.items())
+        ratios = ", ".join(f"{spent / s:.2f} × {k}" for k, s in seconds.items())
         same = {"TwoNN": "ols", "MLE": "mle", "CorrInt": "correlation"}.get(name)
-        told = f"; differs by {abs(found / values[torch.float64][same] - 1):.0e}" if same else ""
-        single = spent / _least(own[name], repeats)[0]
-        print(f"  scikit-dimension {name:8} {spent:7.2f} s   {ratios}; {single:.2f} × that one alone{told}")
+        told = f"; differs by {abs(found / float(values[same]) - 1):.0e}" if same else ""
+        single = ", ".join(f"{spent / _least(own[k][name], repeats)[0]:.2f} × {k}" for k in own)
+        print(f"  scikit-dimension {name:8} {spent:7.3f} s   {ratios}; that one alone {single}{told}")
     if theirs:
-        ratios = ", ".join(f"{total / s:.1f} × {names[k]}" for k, s in seconds.items())
-        print(f"  one after the other       {total:7.2f} s   {ratios}")
+        ratios = ", ".join(f"{total / s:.1f} × {k}" for k, s in seconds.items())
+        print(f"  one after the other       {total:7.3f} s   {ratios}")
 
 
 def look(threads: int) -> None:
@@ -157,7 +168,7 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)
     for n in options.sizes:
         for d in options.dimensions:
-            estimators(n, d, 3 if n < 5000 else 1)
+            estimators(n, d, 7 if n < 5000 else 2)
     look(2)
 
 

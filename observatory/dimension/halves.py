@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from observatory.dimension.neighbours import Neighbours
+from observatory.dimension.neighbours import Neighbours, nearest_neighbours
 
 HALVES = 20
 AT_ONCE = 2**19  # numbers of a (points, neighbours, halves) array: what a cache holds
@@ -25,12 +25,16 @@ def inverse_dimensions_in_halves(
     Args:
         neighbours: of all points.
         k: rank inside the half.
-        depth: how many neighbours to look through: three times the rank.
+        depth: how many neighbours to look through, three times the rank; they are searched where fewer are
+            known.
         number: of halves, drawn by a generator of their own.
 
     Returns:
         (number, n/2) float64; NaN where the neighbours looked through are too few.
     """
+    known = min(depth, len(neighbours) - 1)
+    if neighbours.distances.shape[1] < known:
+        neighbours = nearest_neighbours(neighbours.points, known)
     n, device = len(neighbours), neighbours.distances.device
     drawn = torch.rand(number, n, generator=torch.Generator().manual_seed(0))
     chosen = drawn.topk(n // 2, sorted=False).indices

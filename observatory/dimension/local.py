@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -42,10 +43,15 @@ def levina_bickel(x: Tensor | Neighbours, *, k: int = 20, combine: Combine = "ma
     valid = inverse.isfinite().sum()
     if valid < FEWEST:
         return undefined(near, (), valid)
-    halves = inverse_dimensions_in_halves(near, k, max(DEPTH, 3 * k))
-    error = combined(torch.where(halves > 0, halves, torch.nan), combine).std()
     first, last = near.distances[:, 0].mean(), near.distances[:, k - 1].mean()
+    error = partial(_scatter, near, k, combine)
     return Dimension(combined(inverse, combine), error, valid, first, last, near.dropped)
+
+
+def _scatter(near: Neighbours, k: int, combine: Combine) -> Tensor:
+    """Standard error from random halves."""
+    halves = inverse_dimensions_in_halves(near, k, max(DEPTH, 3 * k))
+    return combined(torch.where(halves > 0, halves, torch.nan), combine).std()
 
 
 def inverse_dimensions(distances: Tensor, k: int = 20) -> Tensor:

@@ -107,8 +107,8 @@ def _first_of_equal(x: Tensor) -> Tensor:
 def reduced(x: Tensor) -> Tensor:
     """Coordinates of centred points within the subspace they span, if it has fewer than half the dimensions.
 
-    Distances stay what they are, to ε times the size of the cloud. A random sketch of the rows has the rank
-    of all of them with probability one, and costs next to nothing.
+    Distances stay what they are, to ε times the size of the cloud. Where the first rows do not show that it
+    has more, a random sketch of all rows does: it has their rank with probability one.
     """
     n, d = x.shape
     size = min(SKETCH, d // 2 + 1, n)
@@ -116,14 +116,21 @@ def reduced(x: Tensor) -> Tensor:
         return x
     if size == n:  # so few points span no more dimensions than there are of them
         return torch.linalg.qr(x.mT, mode="r").R.mT
+    if _independent(x[:size]):
+        return x
     mix = torch.randn(size, n, dtype=x.dtype, generator=torch.Generator().manual_seed(0)).to(x.device)
     sketch = mix @ x
-    spectrum = torch.linalg.eigvalsh(sketch @ sketch.mT)  # of squares: sees ranks to √ε only, but cheaply
-    if spectrum[0] > spectrum[-1] * 100 * torch.finfo(x.dtype).eps * size:
+    if _independent(sketch):
         return x
     _, s, basis = torch.linalg.svd(sketch, full_matrices=False)
     rank = int((s > s[0] * 100 * torch.finfo(x.dtype).eps * size).sum())
     return x if rank == len(s) else x @ basis[: max(rank, 1)].mT
+
+
+def _independent(rows: Tensor) -> bool:
+    """Whether they are, as their products tell: these see ranks to √ε only, but cheaply."""
+    spectrum = torch.linalg.eigvalsh(rows @ rows.mT)
+    return bool(spectrum[0] > spectrum[-1] * 100 * torch.finfo(rows.dtype).eps * len(rows))
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -41,13 +42,16 @@ def two_nn(x: Tensor | Neighbours, *, method: Method = "ols", fraction: float = 
     if valid < FEWEST:
         return undefined(near, (), valid)
     value = rate_of(ratio, method=method, fraction=fraction)
-    if method == "ols":
-        halves = _valid(inverse_dimensions_in_halves(near, 2, TWO_NN_DEPTH))
-        error = rate_of(halves, method=method, fraction=fraction).std()
-    else:
-        error = value / (valid * (1.0 if method == "ml" else fraction) - 2).sqrt()
+    error = value / (valid * (1.0 if method == "ml" else fraction) - 2).sqrt()
     first, second = near.distances[:, 0].mean(), near.distances[:, 1].mean()
-    return Dimension(value, error, valid, first, second, near.dropped)
+    scatter = partial(_scatter, near, fraction)
+    return Dimension(value, scatter if method == "ols" else error, valid, first, second, near.dropped)
+
+
+def _scatter(near: Neighbours, fraction: float) -> Tensor:
+    """Standard error of the regression, from random halves."""
+    halves = _valid(inverse_dimensions_in_halves(near, 2, TWO_NN_DEPTH))
+    return rate_of(halves, method="ols", fraction=fraction).std()
 
 
 def _check(method: str, fraction: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,15 +17,24 @@ DEPTH = 64  # neighbours that are kept
 
 @dataclass(frozen=True, eq=False)
 class Dimension:
-    """An intrinsic dimension, float64; NaN with a reason where there are too few valid points."""
+    """An intrinsic dimension, float64; NaN with a reason where there are too few valid points.
+
+    An error bar from random halves takes longer than the value: it is computed when it is read, and until the
+    result is dropped the neighbours are kept for it.
+    """
 
     value: Tensor  # shape (...)
-    standard_error: Tensor  # shape (...)
+    error: Tensor | Callable[[], Tensor] = field(repr=False)  # the standard error, or what computes it
     points: Tensor  # valid points it rests on, shape (...), int64
     near: Tensor  # mean distance to the nearer of the neighbours used, shape (...): the scale begins here
     far: Tensor  # mean distance to the farther one, shape (...)
     dropped: int = 0  # duplicates, counted once each
     reason: str = ""  # why the value is NaN
+
+    @cached_property
+    def standard_error(self) -> Tensor:
+        """Of the value, shape (...)."""
+        return self.error() if callable(self.error) else self.error
 
 
 def neighbours_of(x: Tensor | Neighbours, rank: int, depth: int = DEPTH) -> Neighbours:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from observatory.dimension.pairs import TILE, affordable, nearest_by_pairs
+
 CLOSE = 1e4  # rows with r₁² below this many ε max‖x‖² are searched again with smaller errors
 LOOSE = 1e10  # ... and in float64 below this many, the distances that were selected are computed again
 CACHED = 2**24  # bytes of a chunk on a CPU: what was just written is read again from the cache
@@ -37,9 +39,16 @@ def nearest(
     """
     if x.shape[1] <= TREE_DIMENSIONS and x.device.type == "cpu" and rows is None:
         return *_by_tree(x, k), 0
+    every = rows is None
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
-    squares, indices = _by_product(x.to(dtype), rows, k, chunk_bytes)
-    largest = float(x.square().sum(1).max())
+    working = x.to(dtype)
+    if every and x.device.type == "cpu" and len(x) > TILE and affordable(len(x), k, chunk_bytes):
+        squares, indices = nearest_by_pairs(working, k, chunk_bytes)
+        if len(left := squares[:, 0].isnan().nonzero().squeeze(1)):
+            squares[left], indices[left] = _by_product(working, left, k, chunk_bytes)
+    else:
+        squares, indices = _by_product(working, rows, k, chunk_bytes)
+    largest = float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
     close = squares[:, 0] < CLOSE * torch.finfo(dtype).eps * largest
     distances = squares.clamp_min(0).sqrt()
     if dtype == torch.float64:
