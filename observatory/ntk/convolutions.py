@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from observatory.looking.calls import LayerCall
-from observatory.ntk.factors import Layout, SiteFactors
+from observatory.ntk.factors import FORMED_NUMBERS, Layout, SiteFactors
+
+WEIGHT_GRADIENTS = (conv1d_weight, conv2d_weight, conv3d_weight)  # by number of axes
 
 
 class ConvolutionFactors(SiteFactors):
@@ -41,6 +46,36 @@ class ConvolutionFactors(SiteFactors):
             interior[:n].copy_(images)
             patches[:n].copy_(windows[:n])
             yield patches[:n].view(n, self.groups, self.sites, self.inputs)
+
+    def _weight_norms(self, rows: Sequence[Tensor]) -> Tensor:
+        if not self._as_grouped_convolution:
+            return super()._weight_norms(rows)
+        images, sides = self._images, self._padding(self.dilation) or [0] * (2 * len(self.kernel))
+        if sides[::2] != sides[1::2]:
+            images, sides = functional.pad(images, sides), [0] * len(sides)
+        form = WEIGHT_GRADIENTS[len(self.kernel) - 1]
+        step = max(1, FORMED_NUMBERS // self.numbers)
+        norms = rows[0].new_empty(len(rows), self.n, self.groups)
+        for one, found in zip(rows, norms, strict=True):
+            b = one.view(self.n, self.out_channels, images.shape[1], *self.call.shape[2:]).movedim(2, 1)
+            for x, b_t, target in zip(images.split(step), b.split(step), found.split(step), strict=True):
+                shape = torch.Size((len(x) * self.out_channels, self.channels, *self.kernel))
+                x, b_t = (t.transpose(0, 1).flatten(1, 2) for t in (x, b_t))  # (r, n·channels, *pixels)
+                groups = target.numel()
+                formed = form(x, shape, b_t, self.stride, tuple(sides[::-2]), self.dilation, groups)
+                torch.linalg.vector_norm(formed.view(groups, -1), dim=1, out=target.view(-1))
+        return norms.flatten(1)
+
+    @property
+    def _as_grouped_convolution(self) -> bool:
+        """Whether to form the weight's gradients as that of one convolution in which examples are groups.
+
+        It makes no patches, so it is faster where sites outnumber outputs; elsewhere products of matrices
+        are, and where there is no fast convolution.
+        """
+        x = self.call.input
+        fast = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        return fast and (self.channels <= 4 or self.channels % 16 == 0) and self.sites > self.outputs
 
     @property
     def _images(self) -> Tensor:

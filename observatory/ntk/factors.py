@@ -138,23 +138,27 @@ class SiteFactors(Factors):
     def squared_norms(self, b: Tensor) -> Tensor:
         """‖G‖² in each direction and of each example, (D, N), from B: gradients are formed and forgotten."""
         rows = [one.mT.flatten(0, 1) for one in b]  # (N·g, o, s) for each direction
-        squares = torch.stack([one.sum(2).square().sum(1) for one in rows]) if self.biased else b.new_zeros(1)
+        squares = b.new_zeros(len(rows), len(rows[0]))
+        if self.biased:
+            squares += torch.stack([one.sum(2).square().sum(1) for one in rows])
         if self.weighted:
-            step = min(self._examples_at_once, self.n)
-            formed = b.new_empty(step * self.groups, self.outputs, self.inputs)
-            parts = zip(*(one.split(len(formed)) for one in rows), strict=True)
-            norms = [
-                torch.stack([torch.linalg.vector_norm(g, dim=(1, 2)) for g in self._formed(some, u, formed)])
-                for some, u in zip(parts, self.blocks(step), strict=True)
-            ]
-            squares = squares + torch.cat(norms, 1).square()
+            squares += self._weight_norms(rows).square()
         return squares.unflatten(1, (self.n, self.groups)).sum(2)
 
-    def _formed(self, rows: Sequence[Tensor], patches: Tensor, out: Tensor) -> Iterator[Tensor]:
-        """G of some examples in one direction after the other, each valid until the next is asked for."""
-        u = patches.flatten(0, 1)
-        for one in rows:
-            yield torch.bmm(one, u, out=out[: len(u)])
+    def _weight_norms(self, rows: Sequence[Tensor]) -> Tensor:
+        """‖G‖ without the bias in each direction, by example and group, (D, N·g)."""
+        step = min(self._examples_at_once, self.n)
+        formed = rows[0].new_empty(step * self.groups, self.outputs, self.inputs)
+        norms = formed.new_empty(len(rows), len(rows[0]))
+        cut = [
+            zip(one.split(len(formed)), target.split(len(formed)), strict=True)
+            for one, target in zip(rows, norms, strict=True)
+        ]
+        for patches, *pairs in zip(self.blocks(step), *cut, strict=True):
+            u = patches.flatten(0, 1)
+            for b_t, target in pairs:
+                torch.linalg.vector_norm(torch.bmm(b_t, u, out=formed[: len(u)]), dim=(1, 2), out=target)
+        return norms
 
     def blocks(self, step: int) -> Iterator[Tensor]:
         """`unbiased` U of `step` examples after the others, each valid until the next is asked for."""

@@ -16,6 +16,7 @@ from observatory.ntk import (
     squared_gradient_norms,
     squared_gradient_norms_by_layer,
 )
+from observatory.ntk.convolutions import ConvolutionFactors
 
 
 def directions_of(module: nn.Module, x: Tensor, d: int = 3) -> Tensor:
@@ -103,8 +104,8 @@ def test_every_way_gives_the_same_norms(name, way, numbers, monkeypatch):
         (nn.Conv3d(2, 3, (2, 3, 2), stride=(1, 2, 1), padding=1), (2, 4, 5, 3)),
     ],
 )
-def test_rows_of_a_kernel_are_its_patches(layer, shape):
-    """Σ over parts of ‖BᵀU‖² against autograd, for convolutions of every rank, stride and dilation."""
+def test_norms_of_convolutions_are_those_of_autograd(layer, shape):
+    """For every rank, stride, dilation and padding."""
     net, x = (
         nn.Sequential(layer, nn.Flatten(), nn.Tanh()).double(),
         torch.randn(4, *shape, dtype=torch.float64),
@@ -115,3 +116,31 @@ def test_rows_of_a_kernel_are_its_patches(layer, shape):
             gradients = torch.autograd.grad((net(x[i : i + 1]) * one[i]).sum(), list(net.parameters()))
             expected = sum(g.square().sum() for g in gradients)
             torch.testing.assert_close(found[i], expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), (3, 23)),
+        (nn.Conv2d(16, 6, 3, padding=1), (16, 5, 4)),
+        (nn.Conv2d(4, 4, (3, 2), padding="same", groups=4), (4, 5, 4)),
+        (nn.Conv3d(2, 4, 2, padding=(1, 0, 1), groups=2, bias=False), (2, 3, 4, 3)),
+    ],
+)
+def test_gradients_formed_as_a_grouped_convolution(layer, shape, monkeypatch):
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    module = nn.Sequential(layer, nn.Flatten(1))
+    v = directions_of(module, x)
+    expected = explicit(module.double(), x.double(), v).diagonal(dim1=1, dim2=2).T
+    used = []
+    original = ConvolutionFactors._weight_norms
+    monkeypatch.setattr(
+        ConvolutionFactors,
+        "_weight_norms",
+        lambda self, rows: used.append(self._as_grouped_convolution) or original(self, rows),
+    )
+    monkeypatch.setattr(norms, "norms_way", lambda *_: "forming at once")
+    found = squared_gradient_norms(module.float(), x, v.float())
+    assert used == [torch.backends.mkldnn.is_available()]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
