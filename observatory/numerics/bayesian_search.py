@@ -166,3 +166,29 @@ def propose_with_botorch(x: np.ndarray, y: np.ndarray, count: int, seed: int) ->
         bounds = torch.stack([torch.zeros_like(inputs[0]), torch.ones_like(inputs[0])])
         chosen, _ = optimize_acqf(promise, bounds, q=count, num_restarts=4, raw_samples=128)
     return np.asarray(chosen.detach())
+
+
+def propose_with_cma(x: np.ndarray, y: np.ndarray, initial: int, count: int, seed: int) -> np.ndarray:
+    """The next generation of an evolution strategy that adapts its covariance, (count, p).
+
+    It starts from the best of the `initial` points and is told all later ones, which it has proposed itself,
+    generation by generation: it has no state beside what was evaluated. (Hansen, arXiv:1604.00772.)
+
+    Raises:
+        ImportError: without the extra `cma`.
+    """
+    try:
+        import cma
+    except ImportError as error:
+        raise ImportError(
+            "search='cma' needs pycma: pip install 'training-observatory[cma]', "
+            "or use search='gaussian_process'"
+        ) from error
+    random = np.random.default_rng(seed)
+    options = {"bounds": [0, 1], "popsize": count, "verbose": -9, "seed": np.nan}
+    options["randn"] = lambda *shape: random.standard_normal(shape)
+    strategy = cma.CMAEvolutionStrategy(x[y[:initial].argmin()], 0.2, options)
+    for start in range(initial, len(x) - count + 1, count):
+        strategy.ask()
+        strategy.tell(list(x[start : start + count]), list(y[start : start + count]))
+    return np.stack(strategy.ask()).clip(0, 1)

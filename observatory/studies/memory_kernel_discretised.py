@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from observatory.physics.gle.barrier import overdamped_passage_time
+from observatory.physics.gle.incumbent import TOLD_APART
 from observatory.physics.gle.potentials import DoubleWell
-from observatory.physics.gle.simulation_fit import TOLD_APART
 from observatory.records import Finding, Panel
 from observatory.report import Section
 from observatory.studies.study import Conclusion, FinishedRun, Study
@@ -77,9 +77,9 @@ class MemoryKernelDiscretised(Study):
                     self._figure(steps),
                     "Each quantity over its true value, at time steps in units of the memory time. Blue: "
                     "direct inversion of the correlations. Red: the equation simulated, thinned and "
-                    "estimated like the data; bars cover everything that the data do not exclude, within "
-                    "the range searched. Open symbols are not identified (the bar spans a factor of two "
-                    "or more). Vertical lines: memory time, and time to cross the barrier.",
+                    "estimated like the data; bars are 95 % ranges, joined over all unlike sets that explain "
+                    "the data, within the range searched. Open symbols are not identified (the bar spans a "
+                    "factor of two or more). Vertical lines: memory time, and time to cross the barrier.",
                 )
             ],
             header=header,
@@ -90,13 +90,10 @@ class MemoryKernelDiscretised(Study):
     def _findings(self, steps: Sequence[_Step]) -> list[Finding]:
         found = [Finding(self._reach(steps, "memory_time", "direct", "Direct inversion"))]
         found.append(Finding(self._plateau(steps)))
-        found.append(Finding(self._fit(steps, "friction")))
-        found.append(Finding(self._fit(steps, "memory_time")))
-        unknown = [step.dt / self.tau for step in steps if not step.identified("mass")]
-        if unknown:
-            text = f"The mass is not identified from Δt = {min(unknown):.3g} τ on: masses within a factor of "
-            wide = max(step.high["mass"] / step.low["mass"] for step in steps)
-            found.append(Finding(f"{text}{wide:.3g} explain the data as well."))
+        for name in ("friction", "memory_time"):
+            text = self._reach(steps, name, "fitted", "The fit of simulations")
+            found.append(Finding(f"{text} {self._range(steps, name)}"))
+        found += [Finding(text) for name in ("memory_time", "mass") for text in self._open(steps, name)]
         apart = [step.dt / self.tau for step in steps if step.excess > TOLD_APART]
         if apart:
             told = ", ".join(f"{x:.3g}" for x in apart)
@@ -130,16 +127,28 @@ class MemoryKernelDiscretised(Study):
         last = within[-1].dt / self.tau
         return f"The plateau of G stays within {worst:.0%} of the friction up to Δt = {last:.3g} τ."
 
-    def _fit(self, steps: Sequence[_Step], name: str) -> str:
+    def _range(self, steps: Sequence[_Step], name: str) -> str:
         below = [s for s in steps if s.dt < self.slowest]
         known = [s for s in below if s.low[name] <= self.truth[name] <= s.high[name]]
         off = np.median([abs(s.fitted[name] / self.truth[name] - 1) for s in below])
         sharp = [s.dt / self.tau for s in below if s.identified(name)]
-        reach = f", and the data identify it up to Δt = {max(sharp):.3g} τ" if sharp else ""
+        reach = f" The data identify it up to Δt = {max(sharp):.3g} τ." if sharp else ""
         return (
-            f"The fit of simulations has the true {NAMES[name]} within its range at {len(known)} of "
-            f"{len(below)} steps below the slowest time, with a median error of {off:.0%}{reach}."
+            f"The median error is {off:.1%}, and the 95 % range holds the true one at {len(known)} of "
+            f"{len(below)} steps below the slowest time.{reach}"
         )
+
+    def _open(self, steps: Sequence[_Step], name: str) -> list[str]:
+        """Where a quantity is not identified, and what would do as well."""
+        unknown = [step for step in steps if not step.identified(name)]
+        if not unknown:
+            return []
+        told = ", ".join(f"{step.dt / self.tau:.3g}" for step in unknown)
+        first = unknown[0]
+        return [
+            f"The {NAMES[name]} is not identified at Δt/τ = {told}: at {first.dt / self.tau:.3g} values from "
+            f"{first.low[name]:.2g} to {first.high[name]:.2g} explain the data as well."
+        ]
 
     def _rows(self, step: _Step) -> list[list[str]]:
         return [

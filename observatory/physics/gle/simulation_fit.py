@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,55 +16,50 @@ from observatory.numerics.bayesian_search import (
     minimiser,
     propose,
     propose_with_botorch,
+    propose_with_cma,
     sobol,
 )
 from observatory.physics.gle.direct_fit import fit_exponentials
 from observatory.physics.gle.estimators import positions_of
+from observatory.physics.gle.incumbent import Incumbent, integrals_of
 from observatory.physics.gle.inversion import kernel_of_correlations
-from observatory.physics.gle.kernels import ExponentialKernel, exponential_kernel
+from observatory.physics.gle.kernels import ExponentialKernel
 from observatory.physics.gle.matching import matched_correlations, mismatch
+from observatory.physics.gle.moments import apart, chosen_lags, distances, moments, refine
 from observatory.physics.gle.particle import Particle
 from observatory.physics.gle.potentials import Potential, free_energy
+from observatory.physics.gle.repeating import Repeating
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPEATS = 8  # independent simulations at the optimum: the noise of the loss
-TOLD_APART = math.log(2)  # excess above which the best simulation is not the equation of the data
 SMALLEST = 1e-12  # added to a loss before its logarithm is taken
+MOST = 400  # sets behind the surrogate, whose cost grows as their cube
+CONTENDERS = 12  # sets of those not excluded, and of the best, that the refinement looks at
+STARTS = 4  # of these, at which it starts, if their masses are unlike
+AS_NEAR = 2.6  # χ² for each parameter within which ends count as equally near: 95 % for three of them
+SPREAD = 0.03, 0.2  # of ln θ, over which slopes are taken: twice the error, within these bounds
+DRAWS = 4000  # of the parameters as far as they are known
 Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Incumbent:
-    """What is best so far; parameters are (m, γᵢ, τᵢ)."""
-
-    parameters: Tensor  # minimiser of the surrogate's mean, (1 + 2n,)
-    low: Tensor  # range that the data do not exclude, (1 + 2n,)
-    high: Tensor
-    loss: float  # mean over independent simulations
-    excess: float  # ln of the loss over the largest loss of one simulation against the others
-
-    @property
-    def explains(self) -> bool:
-        """Whether the loss is at most twice that between two simulations; else nothing is excluded by it."""
-        return self.excess <= TOLD_APART
-
-    @property
-    def mass_identified(self) -> bool:
-        """Whether data that are explained leave masses that span less than a factor of two."""
-        return self.explains and bool(self.high[0] < 2 * self.low[0])
+Search = Literal["gaussian_process", "botorch", "cma"]
 
 
 class SimulationFit(nn.Module):
-    """Mass, frictions and times of Γ = Σ(γᵢ/τᵢ)e^{-t/τᵢ} by simulating the equation, for any U and time step.
+    """Mass, frictions and times of Γ = Σ(γᵢ/τᵢ)e^{-t/τᵢ} + cosines by simulation, for any U and time step.
 
     Each set of parameters is simulated with a step h ≪ Δt, thinned to Δt, and put through the estimators of
     the data; the loss is the mean squared mismatch of C_vv, C_xx and C_xU', each over its value at 0. Its
-    logarithm is modelled by a Gaussian process on ln(m, γᵢ, τᵢ); `advance` evaluates a batch of sets, first
-    Sobol points, then those of largest expected improvement. All sets hear the same random numbers. Other
-    than direct inversion this holds for Δt above the memory time, up to the slowest time in the data (Tepper,
-    Dalton, Netz, J. Chem. Theory Comput. 20, 3061 (2024), arXiv:2401.09249).
+    logarithm is modelled by a Gaussian process on the logarithms of the parameters; `advance` evaluates a
+    batch of sets, first Sobol points, then those of largest expected improvement. All sets hear the same
+    random numbers. Other than direct inversion this holds for Δt above the memory time, up to the slowest
+    time in the data (Tepper, Dalton, Netz, J. Chem. Theory Comput. 20, 3061 (2024), arXiv:2401.09249).
+
+    A loss in which all lags weigh alike leaves the memory time open where the data do not. With
+    `refinements`, once the budget is spent, each further call takes a step of Gauss and Newton on moments
+    that are weighted by their inverse covariance (`observatory.physics.gle.moments`), from up to four sets
+    of unlike masses that the search has found best or left open. The mean of the later half is the result;
+    ranges are then 95 % of a normal distribution, joined over all starts that end as near to the data.
 
     A batch is (P, N) or (P, N, 1), all trajectories. `excess` ≤ 0 says that the data cannot be told from one
     more simulation: the rule to stop at, in the loop by Lightning's `EarlyStopping(monitor="train/excess",
@@ -80,6 +73,7 @@ class SimulationFit(nn.Module):
         mass: range of m that is searched.
         gamma: of each γᵢ.
         tau: of each τᵢ.
+        cosines: of a, σ and ω of each damped cosine.
         step: h at most; Δt is divided by a whole number.
         lags: of the correlations that are matched, from 0, at least 6.
         potential: U, or the free energy of the data.
@@ -87,8 +81,11 @@ class SimulationFit(nn.Module):
         samples: points of each, Δt apart.
         batch: sets in one call of `advance`.
         initial: Sobol points for each unknown.
-        budget: sets altogether; after them `advance` evaluates nothing.
-        search: the built-in process, or BoTorch (extra `bo`).
+        budget: sets altogether.
+        refinements: steps of the refinement; after budget and refinements `advance` does nothing.
+        refining_lanes: particles in a simulation of the refinement; best at least as many as the data have.
+        search: the built-in process; BoTorch (extra `bo`); or, for six unknowns and more, the evolution
+            strategy with adapted covariance (extra `cma`).
         seed: of the points and the noise.
 
     Raises:
@@ -100,7 +97,12 @@ class SimulationFit(nn.Module):
     theta: Tensor
     losses: Tensor
     count: Tensor
+    estimates: Tensor
+    information: Tensor
+    distances: Tensor
+    refined: Tensor
     found: Tensor
+    integrals: Tensor
     verdict: Tensor
     target: Tensor
     matched: Tensor
@@ -113,6 +115,7 @@ class SimulationFit(nn.Module):
         gamma: Sequence[Range],
         tau: Sequence[Range],
         *,
+        cosines: Sequence[tuple[Range, Range, Range]] = (),
         step: float,
         lags: int,
         potential: Potential | Literal["free_energy"] = "free_energy",
@@ -121,44 +124,57 @@ class SimulationFit(nn.Module):
         batch: int = 8,
         initial: int = 5,
         budget: int = 80,
-        search: Literal["gaussian_process", "botorch"] = "gaussian_process",
+        refinements: int = 0,
+        refining_lanes: int = 2048,
+        search: Search = "gaussian_process",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        ranges = [tuple(r) for r in (mass, *gamma, *tau)]
+        waves = [r for column in zip(*cosines, strict=True) for r in column]  # all a, then all σ, then all ω
+        ranges = [tuple(r) for r in (mass, *gamma, *tau, *waves)]
         _check(ranges, len(gamma), len(tau), dt, kT, step, lags, samples)
-        self.dt, self.kT, self.potential = dt, kT, potential
+        self.dt, self.kT, self.potential, self.terms = dt, kT, potential, len(gamma)
         self.step = step
         self.lags, self.lanes, self.samples, self.batch = lags, lanes, samples, batch
         self.initial, self.budget, self.search, self.seed = initial * len(ranges), budget, search, seed
+        self.refinements, self.refining_lanes = refinements, refining_lanes
         low, high = torch.tensor(ranges, dtype=torch.float64).log().unbind(1)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
         p = len(ranges)
-        self.register_buffer("theta", torch.full((budget, p), torch.nan, dtype=torch.float64))
-        self.register_buffer("losses", torch.full((budget,), torch.nan, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("found", torch.full((3, p), torch.nan, dtype=torch.float64))
-        self.register_buffer("verdict", torch.full((2,), torch.nan, dtype=torch.float64))
-        self.register_buffer("target", torch.full((3, lags), torch.nan, dtype=torch.float64))
-        self.register_buffer("matched", torch.full((3, lags), torch.nan, dtype=torch.float64))
-        self._U: Potential | None = None
+        shapes = {
+            "theta": (budget, p),
+            "losses": (budget,),
+            "estimates": (refinements, STARTS, p),
+            "information": (refinements, STARTS, p, p),
+            "distances": (refinements, STARTS, 2),
+            "found": (3, p),
+            "integrals": (3, 2),
+            "verdict": (2,),
+            "target": (3, lags),
+            "matched": (3, lags),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.full(shape, torch.nan, dtype=torch.float64))
+        for name in ("count", "refined"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self._repeating: Repeating | None = None
         self._direct: dict[str, float] = {}
         self._fitted: Surrogate | None = None
+        self._fitted_to = 0  # sets
+        self._open: Tensor | None = None  # sets that the search has not excluded, the best one first
 
     @property
     def incumbent(self) -> Incumbent:
         """What is best so far; NaN before the first surrogate."""
         loss, excess = self.verdict.tolist()
         best, low, high = self.found.unbind()
-        return Incumbent(best, low, high, loss, excess)
+        return Incumbent(best, low, high, self.integrals, self.terms, loss, excess)
 
     @property
     def kernel(self) -> ExponentialKernel:
         """Γ of the incumbent, times rising."""
-        gamma, tau = self.found[0, 1:].chunk(2)
-        order = tau.argsort()
-        return exponential_kernel(gamma[order], tau[order])
+        return self.incumbent.kernel
 
     @property
     def particle(self) -> Particle:
@@ -167,23 +183,26 @@ class SimulationFit(nn.Module):
         Raises:
             ValueError: before anything has been found.
         """
-        if self._U is None or bool(self.found.isnan().any()):
+        if self._repeating is None or bool(self.found.isnan().any()):
             raise ValueError(f"nothing has been found after {int(self.count)} sets: advance further")
-        return Particle(self.kernel, self._U, self.found[0, 0], self.kT)
+        return Particle(self.kernel, self._repeating.potential, self.found[0, 0], self.kT)
 
     def advance(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
-        """Evaluate one batch of parameter sets; scalars of the incumbent."""
+        """Evaluate a batch of parameter sets, or take a step of the refinement; scalars of the incumbent."""
         x = positions_of(batch)
-        U = self._prepare(x)
+        world = self._prepare(x)
         done = int(self.count)
         if done < self.budget:
             unit = self._proposals(done, min(self.batch, self.budget - done))
-            theta = self.low + torch.from_numpy(unit).to(self.low) * (self.high - self.low)
-            losses = mismatch(self._correlations(theta, U, common=True), self.target)
+            theta = self._logarithms(unit)
+            found = world.correlations(theta, self.lags, self.lanes, self.seed, common=True)
+            losses = mismatch(found, self.target)
             self.theta[done : done + len(theta)], self.losses[done : done + len(theta)] = theta, losses
             self.count += len(theta)
             if int(self.count) >= min(self.initial, self.budget):
-                self._conclude(U)
+                self._conclude(world)
+        elif int(self.refined) < self.refinements:
+            self._refine(x, world)
         return self._scalars()
 
     def figures(self) -> dict[str, Figure]:
@@ -192,16 +211,17 @@ class SimulationFit(nn.Module):
 
         return {"matched_correlations": draw_matched(self.dt, self.target.cpu(), self.matched.cpu())}
 
-    def _prepare(self, x: Tensor) -> Potential:
-        if self._U is None:
+    def _prepare(self, x: Tensor) -> Repeating:
+        if self._repeating is None:
             if x.shape[-1] <= self.lags:
                 raise ValueError(
                     f"trajectories of {x.shape[-1]} points have no {self.lags} lags: ask for fewer"
                 )
-            self._U = free_energy(x, self.kT) if self.potential == "free_energy" else self.potential
-            self.target.copy_(matched_correlations(x, self.dt, self._U.gradient, self.lags))
+            U = free_energy(x, self.kT) if self.potential == "free_energy" else self.potential
+            self._repeating = Repeating(U, self.terms, self.kT, self.dt, self.step, self.samples)
+            self.target.copy_(matched_correlations(x, self.dt, U.gradient, self.lags))
             self._direct = self._inverted()
-        return self._U
+        return self._repeating
 
     def _inverted(self) -> dict[str, float]:
         """What direct inversion of the same correlations says, to be compared with."""
@@ -211,28 +231,15 @@ class SimulationFit(nn.Module):
         found = {"friction": float(G[-max(1, self.lags // 10) :].mean()), "mass": self.kT / float(vv[0])}
         return found | {"memory_time": float(fit_exponentials(t, G.cpu(), 1).kernel.memory_time())}
 
-    def _correlations(self, theta: Tensor, U: Potential, *, common: bool) -> Tensor:
-        """Of ln(m, γᵢ, τᵢ) (S, 1 + 2n): (S, 3, lags)."""
-        gamma, tau = theta[:, 1:].exp().chunk(2, -1)
-        generator = torch.Generator(theta.device).manual_seed(
-            self.seed + (0 if common else 1 + int(self.count))
-        )
-        particles = Particle(ExponentialKernel.of(gamma, tau), U, theta[:, 0].exp(), self.kT)
-        x = particles.observed(
-            self.dt,
-            step=self.step,
-            samples=self.samples,
-            lanes=self.lanes,
-            dtype=torch.float32,
-            generator=generator,
-            common_noise=common,
-        )
-        return matched_correlations(x, self.dt, U.gradient, self.lags)
-
     def _proposals(self, done: int, count: int) -> np.ndarray:
         p = self.theta.shape[1]
         if done < self.initial:
             return sobol(done + count, p, self.seed)[done:]
+        if self.search == "cma":
+            unit = (self.theta[:done] - self.low) / (self.high - self.low)
+            return propose_with_cma(
+                unit.cpu().numpy(), self._log_losses().numpy(), self.initial, count, self.seed
+            )
         surrogate = self._surrogate()
         if self.search == "botorch":
             values = np.asarray(self._log_losses())
@@ -254,32 +261,106 @@ class SimulationFit(nn.Module):
         return values.nan_to_num(nan=torch.inf).clamp_max(values[values.isfinite()].max())
 
     def _surrogate(self) -> Surrogate:
-        """Of everything evaluated so far; the conclusion of one call serves the proposals of the next."""
-        if self._fitted is None or len(self._fitted.x) != int(self.count):
+        """Of the best sets so far; the conclusion of one call serves the proposals of the next."""
+        if self._fitted is None or self._fitted_to != int(self.count):
+            values = self._log_losses()
+            best = values.argsort()[:MOST].sort().values
             unit = (self.theta[: int(self.count)] - self.low) / (self.high - self.low)
-            self._fitted = fit_surrogate(unit.cpu().numpy(), self._log_losses().numpy())
+            self._fitted = fit_surrogate(unit.cpu()[best].numpy(), values[best].numpy())
+            self._fitted_to = int(self.count)
         return self._fitted
 
-    def _conclude(self, U: Potential) -> None:
+    def _conclude(self, world: Repeating) -> None:
         """The minimiser, simulations there, and the sets that the data do not exclude: their loss,
         as far as the surrogate knows it, does not exceed the largest of the repeats.
         """
         surrogate = self._surrogate()
         best = minimiser(surrogate, self.seed)
-        theta = self.low + torch.from_numpy(best).to(self.low) * (self.high - self.low)
-        repeats = self._correlations(theta.repeat(REPEATS, 1), U, common=False)
+        scatter = self._judge(self._logarithms(best), world)
+        pool = np.concatenate([best[None], candidates(surrogate, self.seed)])
+        mean, spread = surrogate.predict(pool)
+        self._open = self._logarithms(pool[mean - spread <= mean[0] + scatter])
+        self._keep(self._open[0], self._open[None])
+
+    def _judge(self, theta: Tensor, world: Repeating) -> float:
+        """Repeated simulations at a set (p,); ln of the largest loss over their mean."""
+        seed = self.seed + 1 + int(self.count) + int(self.refined)
+        repeats = world.correlations(theta.repeat(REPEATS, 1), self.lags, self.lanes, seed, common=False)
         to_data = mismatch(repeats, self.target)
         between = mismatch(repeats[:, None], repeats).sum(1) / (REPEATS - 1)  # of each to the others
         # NaN where a simulation flew apart, its step being too long for the set: nothing explains the data
         excess = (to_data.mean() / between.max()).log().nan_to_num(nan=torch.inf)
-        scatter = float((to_data.max() / to_data.mean()).log().nan_to_num(nan=0.0))
-        pool = np.concatenate([candidates(surrogate, self.seed), best[None]])
-        mean, spread = surrogate.predict(pool)
-        allowed = pool[mean - spread <= mean[-1] + scatter]
-        ends = torch.from_numpy(np.stack([best, allowed.min(0), allowed.max(0)])).to(self.low)
-        self.found.copy_((self.low + ends * (self.high - self.low)).exp())
         self.verdict.copy_(torch.stack([to_data.mean(), excess]))
         self.matched.copy_(repeats.nanmean(0))
+        return float((to_data.max() / to_data.mean()).log().nan_to_num(nan=0.0))
+
+    def _keep(self, best: Tensor, possible: Tensor) -> None:
+        """The best set (p,), and groups of sets that are possible (G, S, p), whose ranges are joined."""
+        level = possible.new_tensor([0.025, 0.975] if int(self.refined) else [0.0, 1.0])
+
+        def joined(values: Tensor) -> Tensor:  # (G, S, q) -> (2, q)
+            low, high = values.quantile(level, dim=1)
+            return torch.stack([low.amin(0), high.amax(0)])
+
+        self.found.copy_(torch.cat([best[None], joined(possible)]).exp())
+        each = integrals_of(possible.flatten(0, 1), self.terms).unflatten(0, possible.shape[:2])
+        self.integrals.copy_(torch.cat([integrals_of(best[None], self.terms), joined(each)]))
+
+    def _refine(self, x: Tensor, world: Repeating) -> None:
+        """One step from each start on weighted moments; after the last, their means and errors."""
+        k, lags = int(self.refined), chosen_lags(self.lags, x.device)
+        seed = self.seed + 2 + self.budget + k
+        target = moments(x, world.potential, lags).mean(0)
+        centres = self.estimates[k - 1] if k else self._contenders(world, lags, target, seed)
+        prior = (self.low + self.high) / 2, (self.high - self.low) / 2
+        for s, centre in enumerate(centres[centres.isfinite().all(1)]):
+            spread = torch.full_like(centre, SPREAD[1])
+            if k:
+                known = torch.linalg.inv(self.information[k - 1, s] + torch.diag(prior[1] ** -2))
+                spread = (2 * known.diagonal().sqrt()).clamp(*SPREAD)
+            sets = torch.cat([centre[None], centre + spread.diag(), centre - spread.diag()])
+            found = world.moments(sets, lags, self.refining_lanes, seed)
+            step = refine(centre, found, target, spread, x.numel() / self.samples, prior)
+            self.estimates[k, s] = torch.minimum(torch.maximum(step.estimate, self.low), self.high)
+            self.information[k, s] = step.information
+            self.distances[k, s] = self.low.new_tensor([step.distance, step.freedom])
+        self.refined += 1
+        if int(self.refined) == self.refinements:
+            self._settle(world, x.numel() / self.samples, prior[1])
+
+    def _contenders(self, world: Repeating, lags: Tensor, target: Tensor, seed: int) -> Tensor:
+        """Of the sets that the search has left open, and of its best, the nearest ones of unlike masses."""
+        if self._open is None:
+            self._conclude(world)
+        assert self._open is not None
+        best = self.losses[: int(self.count)].nan_to_num(torch.inf).argsort()[:CONTENDERS]
+        some = self._open[:: max(1, len(self._open) // CONTENDERS)][:CONTENDERS]
+        some = torch.cat([some, self.theta[best]])
+        distance = distances(world.moments(some, lags, self.refining_lanes, seed), target)
+        unlike = apart(some[:, 0], distance, self.high[0] - self.low[0], STARTS)
+        starts = torch.full((STARTS, some.shape[1]), torch.nan).to(some)
+        starts[: len(unlike)] = some[unlike]
+        return starts
+
+    def _settle(self, world: Repeating, worth: float, wide: Tensor) -> None:
+        """The nearest start's end, and a normal distribution for each that is as near, within the ranges."""
+        half = self.refinements // 2
+        simulated = self.refining_lanes * (self.refinements - half)
+        ends = self.estimates[half:].mean(0)
+        distance = self.distances[-1, :, 0].nan_to_num(torch.inf)
+        near = (distance <= distance.min() + AS_NEAR * len(wide)) & ends.isfinite().all(1)
+        information = self.information[half:].mean(0)[near] / (1 + worth / simulated)
+        covariance = torch.linalg.inv(information + torch.diag(wide**-2))
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = torch.randn(DRAWS, len(wide), generator=generator, dtype=torch.float64).to(wide)
+        possible = ends[near, None] + draws @ torch.linalg.cholesky(covariance).mT
+        best = ends[distance.argmin()]
+        self._judge(best, world)
+        self._keep(best, torch.minimum(torch.maximum(possible, self.low), self.high))
+
+    def _logarithms(self, unit: np.ndarray) -> Tensor:
+        """Of places in the unit cube, (..., p)."""
+        return self.low + torch.from_numpy(unit).to(self.low) * (self.high - self.low)
 
     def _scalars(self) -> dict[str, float]:
         done = int(self.count)
@@ -290,21 +371,10 @@ class SimulationFit(nn.Module):
         }
         if bool(self.found.isnan().any()):
             return scalars
-        best, kernel = self.incumbent, self.kernel
-        n = (len(best.parameters) - 1) // 2
-        return scalars | {
-            "loss": best.loss,
-            "excess": best.excess,
-            "mass": float(best.parameters[0]),
-            "mass_low": float(best.low[0]),
-            "mass_high": float(best.high[0]),
-            "friction": float(kernel.friction()),
-            "friction_low": float(best.low[1 : 1 + n].sum()),
-            "friction_high": float(best.high[1 : 1 + n].sum()),
-            "memory_time": float(kernel.memory_time()),
-            "memory_time_low": float(best.low[1 + n]),
-            "memory_time_high": float(best.high[-1]),
-        }
+        if int(self.refined):
+            distance, freedom = self.distances[int(self.refined) - 1].unbind(-1)
+            scalars["misfit"] = float((distance / freedom).nan_to_num(torch.inf).min())
+        return scalars | self.incumbent.scalars()
 
 
 def _check(
@@ -314,7 +384,7 @@ def _check(
     for one in ranges:
         if len(one) != 2 or not 0 < one[0] < one[1]:
             raise ValueError(f"a range is searched from a positive number to a larger one, got {one}")
-    if frictions != times or frictions < 1:
+    if frictions != times or len(ranges) < 3:
         raise ValueError(f"every friction needs its time: got {frictions} ranges of γ and {times} of τ")
     if min(dt, kT, step) <= 0 or step > dt * (1 + 1e-9):
         raise ValueError(f"dt, kT and step are positive and step ≤ dt, got {dt:g}, {kT:g} and {step:g}")
