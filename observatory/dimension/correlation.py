@@ -124,7 +124,7 @@ def _count(x: Tensor, rows: Tensor, radii: Tensor, *, dtype: torch.dtype | None,
     norms = working.square().sum(1)
     limits = radii.square().to(working)
     counts = torch.empty(len(rows), len(radii), dtype=torch.int64, device=x.device)
-    size = chunk_rows(len(x), working, chunk_bytes)
+    size = max(1, chunk_rows(len(x), working, chunk_bytes) // 4)  # comparing takes as much memory twice
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         block = torch.addmm(norms, working[part], working.T, alpha=-2)

@@ -12,7 +12,12 @@ from torch import Tensor
 from observatory.dimension.correlation import correlation_dimension
 from observatory.dimension.local import levina_bickel
 from observatory.dimension.neighbourhoods import class_purity, local_pca_dimension
-from observatory.dimension.neighbours import CHUNK_BYTES, Neighbours, nearest_neighbours
+from observatory.dimension.neighbours import (
+    CHUNK_BYTES,
+    Neighbours,
+    nearest_neighbours,
+    samples_not_finite,
+)
 from observatory.dimension.ratios import gride, two_nn
 from observatory.dimension.result import DEPTH, FEWEST, Dimension
 from observatory.dimension.spectrum import linear_dimension
@@ -88,7 +93,7 @@ def estimates(h: Tensor, options: EstimateOptions, targets: Tensor | None = None
     h = h.double()
     scales = [n for n in SCALES if 2 * n < len(h)]
     found = _unknown(h, len(scales), options)
-    if not bool(torch.isfinite(h).all()):
+    if samples_not_finite(h):
         return found
     near = nearest_neighbours(h, min(DEPTH, len(h) - 1), dtype=options.dtype, chunk_bytes=options.chunk_bytes)
     found["points"], found["dropped"] = h.new_tensor(float(len(near))), h.new_tensor(float(near.dropped))

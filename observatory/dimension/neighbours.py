@@ -54,7 +54,7 @@ def nearest_neighbours(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"distances are computed in float32 or float64, not in {dtype}")
     kept = distinct_rows(points)
-    points = _centred(points[kept])
+    points = _centred(points if len(kept) == len(points) else points[kept])
     while True:
         points = reduced(points)
         fewer = min(k, len(points) - 1)
@@ -81,10 +81,16 @@ def samples_of(x: Tensor) -> Tensor:
         )
     if len(x) < 3:
         raise ValueError(f"a dimension needs at least 3 samples, got {len(x)}")
-    sound = bool(torch.isfinite(x.detach().sum()))  # a tenth of the time of looking at every number
-    if not sound and (bad := int((~torch.isfinite(x)).any(1).sum())):
+    if bad := samples_not_finite(x):
         raise ValueError(f"{bad} of {len(x)} samples are not finite")
     return x.detach().double()
+
+
+def samples_not_finite(x: Tensor) -> int:
+    """How many rows of (N, D) hold a number that is not finite."""
+    if bool(torch.isfinite(x.detach().sum())):  # a tenth of the time of looking at every number
+        return 0
+    return int((~torch.isfinite(x)).any(1).sum())
 
 
 def distinct_rows(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from observatory.dimension.estimates import EstimateOptions, estimates
 from observatory.dimension.focusing import weight_focusing
+from observatory.dimension.neighbours import samples_not_finite
 from observatory.dimension.representations import (
     Activation,
     HiddenLayer,
@@ -186,8 +187,7 @@ def spectra(structure: Structure) -> dict[str, Tensor]:
 def _check(layer: HiddenLayer, h: Tensor, options: ProfileOptions, *, strict: bool) -> None:
     if len(h) <= options.k:
         raise ValueError(f"k={options.k} neighbours are asked of {len(h)} inputs: give more of them")
-    bad = int((~torch.isfinite(h)).any(1).sum())
-    if strict and bad:
+    if strict and (bad := samples_not_finite(h)):
         raise ValueError(f"layer {layer.name}: {bad} of {len(h)} representations are not finite")
 
 

@@ -18,6 +18,7 @@ from observatory.dimension.pairs import TILE, affordable, nearest_by_pairs
 CLOSE = 1e4  # rows with r₁² below this many ε max‖x‖² are searched again with smaller errors
 LOOSE = 1e10  # ... and in float64 below this many, the distances that were selected are computed again
 CACHED = 2**24  # bytes of a chunk on a CPU: what was just written is read again from the cache
+FEW = 16  # of less than one row in so many the smallest entries are selected without groups
 TREE_DIMENSIONS = 6  # up to here a k-d tree is faster than all pairs
 
 
@@ -76,9 +77,9 @@ def _by_tree(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _by_product(x: Tensor, rows: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
     """Squared distances in float64, and indices."""
     n = len(x)
-    groups = max(1, round(math.sqrt(n / k)))
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -n % groups))
-    norms = x.square().sum(1)
+    groups = max(1, round(math.sqrt(n / k))) if len(rows) > n // FEW else 1
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -n % groups)) if n % groups else x
+    norms = torch.linalg.vector_norm(x, dim=1).square()
     offset = torch.nn.functional.pad(norms, (0, -n % groups), value=torch.inf)
     squares = torch.empty(len(rows), k, dtype=torch.float64, device=x.device)
     indices = torch.empty(len(rows), k, dtype=torch.int64, device=x.device)

@@ -81,15 +81,15 @@ class LayerDimensionality(Study):
                 start = next(members for kind, members in groups.items() if kind[0] == gain)
                 found.append(self._condition("at initialisation", start, 0))
             for kind in sorted(k for k in groups if k[0] == gain):
-                trained = "trained" if kind[1] == 0 else f"{kind[1]:.0%} of the labels permuted"
+                trained = "trained" if kind[1] == 0 else f"{_share(kind[1])} labels permuted"
                 found.append(self._condition(f"{trained}{word}", groups[kind], -1))
         tests = len(found) * len(found[0].profiles)
         verdict = Section(
             "Verdict",
             findings=[
+                *_oscillation(found, tests),
                 *(_dimension(one) for one in found),
                 *(_focusing(one) for one in found),
-                *_oscillation(found, tests),
             ],
             panels=[_profiles_panel(found)],
         )
@@ -106,6 +106,10 @@ class LayerDimensionality(Study):
 
 def _kind(point: Mapping[str, Any]) -> tuple[float, float]:
     return float(point.get(GAIN, 1.0)), float(point.get(SHARE, 0.0))
+
+
+def _share(part: float) -> str:
+    return "all" if part == 1 else f"{100 * part:.0f} % of the"
 
 
 def _told(mean: float, error: float, digits: int = 1) -> str:
@@ -130,7 +134,7 @@ def _focusing(one: _Condition) -> Finding:
     share = 100 * one.carried()
     error = share.std(ddof=1) / len(share) ** 0.5
     return Finding(
-        f"{one.label.capitalize()}: the paths are carried by {_told(share.mean(), error, 0)} % of the nodes "
+        f"{one.label.capitalize()}: the paths are carried by {_told(share.mean(), error)} % of the nodes "
         f"of a layer (participation ratio over width)."
     )
 

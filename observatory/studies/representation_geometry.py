@@ -21,12 +21,16 @@ SHOWN = {
     "levina_bickel": "dimension (MLE)",
     "two_nn": "dimension (TwoNN)",
     "class_two_nn": "within one class (TwoNN)",
-    "components_90": "components for 90 % of variance",
+    "components_90": "PCs for 90 % of variance",
     "participation_ratio_debiased": "participation ratio, debiased",
     "class_purity": "neighbours of the same class",
 }
 SHORT = ("MLE", "TwoNN", "in a class", "PCs, 90 %", "PR", "purity")
 DECIDING = ("levina_bickel", "two_nn", "class_two_nn")
+DIGITS = {"components_90": 0, "participation_ratio_debiased": 0, "class_purity": 2}
+LEVEL = 0.05
+LARGE = 10
+UNSURE = "rest on too few points to be read as numbers: compare layers with layers, and before with after."
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,12 @@ class RepresentationGeometry(Study):
     def conclude(self, runs: Sequence[FinishedRun]) -> Conclusion:
         before, after = self._moment("before training", runs, 0), self._moment("after training", runs, -1)
         accuracy = np.array([run.metric("test/accuracy") for run in runs])
-        findings = [_shape(moment, name) for name in DECIDING for moment in (after, before)]
+        findings = [_verdict(before, after)]
+        findings += [_shape(moment, name) for name in DECIDING for moment in (after, before)]
         findings += [_linear(after), _purity(before, after)]
         told = _told(accuracy.mean(), _error(accuracy), 2)
+        if max(after.mean(name)[0].max() for name in DECIDING) > LARGE:
+            findings.append(Finding(f"Dimensions above {LARGE} {UNSURE}", "note"))
         findings += [
             Finding(
                 "p is that of the layer of the largest mean, chosen from the same seeds: optimistic.", "note"
@@ -114,13 +121,29 @@ def hunchback(profiles: NDArray) -> tuple[int, float]:
     return top, float(student.sf(excess.mean(0) / error, len(excess) - 1).max())
 
 
+def _verdict(before: _Moment, after: _Moment) -> Finding:
+    """What the tests of the deciding quantities say together."""
+    counts = [
+        sum(hunchback(moment.values[name])[1] < LEVEL for name in DECIDING) for moment in (after, before)
+    ]
+    learnt, given = (_of(count, len(DECIDING)) for count in counts)
+    return Finding(
+        f"Along the depth the dimension rises and then falls, a hunchback: after training by {learnt} "
+        f"estimates, before training by {given}."
+    )
+
+
+def _of(count: int, size: int) -> str:
+    return f"none of the {size}" if count == 0 else f"all {size}" if count == size else f"{count} of {size}"
+
+
 def _shape(moment: _Moment, name: str) -> Finding:
     mean, error = moment.mean(name)
     top, p = hunchback(moment.values[name])
     ends = f"{_told(mean[0], error[0])} in the first hidden layer, {_told(mean[-1], error[-1])} in the last"
     what = f"{SHOWN[name][0].upper()}{SHOWN[name][1:]}, {moment.label}"
     at = f"{_told(mean[top], error[top])} at relative depth {moment.depth[top]:.2f}"
-    if p < 0.05:
+    if p < LEVEL:
         return Finding(f"{what}: a hunchback, {at} (p = {p:.2g}); {ends}.")
     if top in (0, len(mean) - 1):
         return Finding(
@@ -131,29 +154,29 @@ def _shape(moment: _Moment, name: str) -> Finding:
 
 def _linear(after: _Moment) -> Finding:
     """Curvature: a flat manifold needs as many components as it has dimensions."""
-    ratio = after.values["components_90"] / after.values["levina_bickel"]
-    low, high = ratio.mean(0).min(), ratio.mean(0).max()
+    ratio = (after.values["components_90"] / after.values["levina_bickel"]).mean(0)
+    top = int(ratio.argmax())
+    curved = ", where the manifolds are curved," if ratio[top] > 2 else ""
     return Finding(
-        f"Components for 90 % of the variance are {low:.1f} to {high:.1f} times the intrinsic dimension "
-        "after training: the manifolds are curved."
-        if low > 2
-        else f"Components for 90 % of the variance are {low:.1f} to {high:.1f} times the intrinsic dimension."
+        f"After training, components for 90 % of the variance are up to {ratio[top]:.1f} times the intrinsic "
+        f"dimension, at relative depth {after.depth[top]:.2f}{curved} and {ratio[-1]:.1f} times in the last "
+        "hidden layer."
     )
 
 
 def _purity(before: _Moment, after: _Moment) -> Finding:
     (b, _), (a, error) = before.mean("class_purity"), after.mean("class_purity")
     return Finding(
-        f"Neighbours of the same class: {100 * a[0]:.0f} % in the first hidden layer and {100 * a[-1]:.0f} ± "
-        f"{100 * error[-1]:.0f} % in the last after training, {100 * b[0]:.0f} and {100 * b[-1]:.0f} % "
-        "before."
+        f"Neighbours of the same class: {100 * a[0]:.0f} % in the first hidden layer and "
+        f"{_told(100 * a[-1], 100 * error[-1])} % in the last after training, {100 * b[0]:.0f} and "
+        f"{100 * b[-1]:.0f} % before."
     )
 
 
 def _row(k: int, before: _Moment, after: _Moment) -> list[str]:
     cells = []
     for name in SHOWN:
-        digits = 2 if name == "class_purity" else 1
+        digits = DIGITS.get(name, 1)
         (a, error), (b, _) = after.mean(name), before.mean(name)
         cells.append(f"{_told(a[k], error[k], digits)} ({b[k]:.{digits}f})")
     return [f"{after.depth[k]:.2f}", *cells]

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from observatory.studies.layer_dimensionality import LayerDimensionality, _Condition, _oscillates
-from observatory.studies.representation_geometry import RepresentationGeometry, hunchback
+from observatory.studies.representation_geometry import (
+    DECIDING,
+    RepresentationGeometry,
+    _Moment,
+    _verdict,
+    hunchback,
+)
 
 
 def condition(p: list[float], signed: list[float]) -> _Condition:
@@ -32,6 +38,19 @@ def test_hunchback_is_a_maximum_inside_that_exceeds_both_ends():
     assert top == 1 and p < 0.01
     assert hunchback(np.array([5.0, 4.0, 3.0, 1.0]) + noise) == (0, 1.0)
     assert hunchback(np.array([4.95, 5.0, 4.0, 1.0]) + noise)[1] > 0.05
+
+
+def test_verdict_counts_the_estimates_that_have_a_hunchback():
+    noise = 0.1 * np.array([[1, -1, 0, 1], [-1, 0, 1, 0], [0, 1, -1, -1]])
+    hump, fall = np.array([2.0, 5.0, 4.0, 1.0]) + noise, np.array([5.0, 4.0, 3.0, 1.0]) + noise
+    depth = np.linspace(0.2, 0.8, 4)
+    flat = _Moment("before training", depth, dict.fromkeys(DECIDING, fall))
+    risen = _Moment("after training", depth, dict.fromkeys(DECIDING, hump))
+    mixed = _Moment("after training", depth, dict(zip(DECIDING, (hump, hump, fall), strict=True)))
+    assert (
+        "after training by all 3 estimates, before training by none of the 3." in _verdict(flat, risen).text
+    )
+    assert "after training by 2 of 3 estimates" in _verdict(flat, mixed).text
 
 
 def test_studies_ask_for_seeds():
