@@ -226,8 +226,9 @@ def _details(one: _Extraction, truth: ExponentialKernel | None) -> list[Section]
         ),
         Panel(
             "Free energy and velocities",
-            draw_surroundings(kernel),
-            "Left: -kT ln p(x) of the data. Right: velocity correlation, whose start gives the mass.",
+            draw_surroundings(kernel, one.fit.kernel),
+            "Left: -kT ln p(x) of the data. Right: velocity correlation, whose start gives the mass; dashed, "
+            "what the equation of motion makes of the fitted kernel.",
         ),
         Panel(
             "Does the kernel explain the data?",

@@ -10,6 +10,7 @@ import torch
 from observatory.physics.gle import (
     DoubleWell,
     Harmonic,
+    Particle,
     exponential_kernel,
     first_passage_time,
     grote_hynes_rate,
@@ -21,17 +22,15 @@ WELL = DoubleWell(3.0)
 
 
 def crossing(mass: float, gamma: float, tau: float, *, step: float, duration: float, lanes: int = 2048):
-    return passage_time(
-        exponential_kernel([gamma], [tau]), WELL, mass=mass, kT=1.0, step=step, duration=duration,
-        lanes=lanes, generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    particle = Particle(exponential_kernel([gamma], [tau]), WELL, mass, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    return passage_time(particle, step=step, duration=duration, lanes=lanes, generator=generator)
 
 
 def first_passage(mass: float, tau: float, *, step: float, lanes: int, **options):
-    return first_passage_time(
-        exponential_kernel([1.0], [tau]), WELL, mass=mass, kT=1.0, step=step, lanes=lanes,
-        generator=torch.Generator().manual_seed(0), **options,
-    )  # fmt: skip
+    particle = Particle(exponential_kernel([1.0], [tau]), WELL, mass, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    return first_passage_time(particle, step=step, lanes=lanes, generator=generator, **options)
 
 
 def test_overdamped_passage_time_by_quadrature():
@@ -64,6 +63,8 @@ def test_first_passage_without_memory_is_that_of_the_quadrature():
     assert found.error == pytest.approx(8.880 / 512**0.5, rel=0.25)
     with pytest.raises(ValueError, match=r"particles have not crossed within 0\.1"):
         first_passage(0.01, 0.01, step=0.004, lanes=64, longest=0.1)
+    with pytest.raises(ValueError, match="not of Harmonic"):
+        passage_time(Particle(exponential_kernel([1.0], [1.0]), Harmonic(), 1.0, 1.0), step=0.1, duration=1.0)
 
 
 def fastest_time(mass: float) -> float:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from observatory.physics.gle.kernels import ExponentialKernel
+from observatory.physics.gle.particle import Particle
 from observatory.physics.gle.potentials import DoubleWell, Potential
 from observatory.physics.gle.simulation import trajectory_blocks
 
@@ -54,11 +57,8 @@ class PassageTime:
 
 
 def passage_time(
-    kernel: ExponentialKernel,
-    well: DoubleWell,
+    particle: Particle,
     *,
-    mass: float,
-    kT: float,
     step: float,
     duration: float,
     lanes: int = 1024,
@@ -77,22 +77,22 @@ def passage_time(
     a minimum.
 
     Args:
+        particle: in a `DoubleWell`.
         step: h; positions are looked at after each.
         duration: of each lane; a tenth of it must exceed the relaxation within a well.
         lanes: independent particles.
 
     Raises:
-        ValueError: if no particle crossed.
+        ValueError: if no particle crossed, or there are no two wells.
     """
-    blocks = trajectory_blocks(
-        kernel, well, mass=mass, kT=kT, step=step, lanes=lanes, dtype=dtype, generator=generator, most=1024
-    )
-    side = torch.zeros(lanes, dtype=torch.int8, device=kernel.gamma.device)
+    width = _well(particle).width
+    blocks = _blocks(particle, step=step, lanes=lanes, dtype=dtype, generator=generator, most=1024)
+    side = torch.zeros(lanes, dtype=torch.int8, device=particle.kernel.gamma.device)
     arrivals = torch.zeros(lanes, dtype=torch.float64, device=side.device)
     done, begin, total = 0, round(0.1 * duration / step), round(duration / step)
     while done < total:
         x = next(blocks)[: total - done]
-        mark = (x >= well.width).to(torch.int8) - (x <= -well.width).to(torch.int8)  # (T, lanes)
+        mark = (x >= width).to(torch.int8) - (x <= -width).to(torch.int8)  # (T, lanes)
         mark = _carried(torch.cat([side[None], mark]))
         arrived = (mark[1:] != mark[:-1]) & (mark[:-1] != 0)
         arrivals += arrived[max(0, begin - done) :].sum(0)
@@ -106,11 +106,8 @@ def passage_time(
 
 
 def first_passage_time(
-    kernel: ExponentialKernel,
-    well: DoubleWell,
+    particle: Particle,
     *,
-    mass: float,
-    kT: float,
     step: float,
     lanes: int = 512,
     dtype: torch.dtype = torch.float32,
@@ -123,28 +120,48 @@ def first_passage_time(
     Brünig, Boehle, Netz, J. Chem. Phys. 148, 014903 (2018).)
 
     Args:
+        particle: in a `DoubleWell`.
         step: h; positions are looked at after each.
         lanes: independent particles.
         longest: when to give up.
 
     Raises:
-        ValueError: if some have not arrived by then.
+        ValueError: if some have not arrived by then, or there are no two wells.
     """
-    blocks = trajectory_blocks(
-        kernel, well, mass=mass, kT=kT, step=step, lanes=lanes, dtype=dtype, generator=generator, most=4096,
-        start=torch.tensor(-well.width),
-    )  # fmt: skip
-    arrival = torch.full((lanes,), math.inf, dtype=torch.float64, device=kernel.gamma.device)
+    width = _well(particle).width
+    blocks = _blocks(
+        particle,
+        step=step,
+        lanes=lanes,
+        dtype=dtype,
+        generator=generator,
+        most=4096,
+        start=torch.tensor(-width),
+    )
+    arrival = torch.full((lanes,), math.inf, dtype=torch.float64, device=particle.kernel.gamma.device)
     done = 0
     while bool(arrival.isinf().any()):
         if done * step > longest:
             late = int(arrival.isinf().sum())
             raise ValueError(f"{late} of {lanes} particles have not crossed within {longest:g}: wait longer")
-        arrived = next(blocks) >= well.width  # (T, lanes)
+        arrived = next(blocks) >= width  # (T, lanes)
         first = (done + 1 + arrived.int().argmax(0)) * step
         arrival = torch.where(arrived.any(0), torch.minimum(arrival, first.double()), arrival)
         done += len(arrived)
     return PassageTime(float(arrival.mean()), float(arrival.std()) / math.sqrt(lanes), lanes)
+
+
+def _well(particle: Particle) -> DoubleWell:
+    if not isinstance(particle.potential, DoubleWell):
+        raise ValueError(
+            f"passages lead from well to well of a DoubleWell, not of {type(particle.potential).__name__}"
+        )
+    return particle.potential
+
+
+def _blocks(particle: Particle, **options: Any) -> Iterator[Tensor]:
+    p = particle
+    return trajectory_blocks(p.kernel, p.potential, mass=p.mass, kT=p.kT, **options)
 
 
 def _carried(mark: Tensor) -> Tensor:

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from observatory.physics.gle.direct_fit import KernelFit
-from observatory.physics.gle.figures import BAND, OURS, TRUTH, draw_free_energy
+from observatory.physics.gle.figures import BAND, FIT, OURS, TRUTH, draw_free_energy, draw_velocities
 from observatory.physics.gle.kernels import ExponentialKernel
 from observatory.physics.gle.result import MemoryKernel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FIT = "#c44e52"
 
 
 def draw_running_frictions(
@@ -63,17 +61,14 @@ def draw_kernels(kernel: MemoryKernel, fit: KernelFit, truth: ExponentialKernel 
     return figure
 
 
-def draw_surroundings(kernel: MemoryKernel) -> Figure:
-    """U(x)/kT and C_vv(t)/C_vv(0)."""
+def draw_surroundings(kernel: MemoryKernel, fit: ExponentialKernel) -> Figure:
+    """U(x)/kT, and C_vv(t)/C_vv(0) of data and fit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     energy, velocity = figure.subplots(1, 2)
     draw_free_energy(energy, kernel)
-    vv = kernel.correlations["vv"]
-    velocity.plot(kernel.t, vv / vv[0], color=OURS, lw=1.4)
-    velocity.axhline(0, color="0.8", lw=0.8)
-    velocity.set(xlabel="time t", ylabel="C_vv(t)/C_vv(0)")
+    draw_velocities(velocity, kernel, fit)
     for axis in (energy, velocity):
         axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -110,7 +110,7 @@ class RecordedKernel(nn.Module):
         """What TensorBoard shows."""
         from observatory.physics.gle.figures import overview
 
-        return {"memory_kernel": overview(self.kernel)}
+        return {"memory_kernel": overview(self.kernel, fit=recorded_fit(self._found).kernel)}
 
 
 def _summary(kernel: MemoryKernel, fit: KernelFit) -> dict[str, float]:
