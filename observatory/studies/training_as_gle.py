@@ -98,7 +98,7 @@ class TrainingAsGle(Study):
 
     def conclude(self, runs: Sequence[FinishedRun]) -> Conclusion:
         found = [self._read(run) for run in runs]
-        header = ["run", "κη", "γ/k (steps)", "heavy ball", "m̂/k (steps²)", "heavy ball", "G beyond an epoch"]
+        header = ["run", "ηκ", "γ/k (steps)", "heavy ball", "m̂/k (steps²)", "heavy ball", "G beyond an epoch"]
         verdict = Section(
             "Verdict",
             findings=[_sentence(one) for one in found],
@@ -110,8 +110,8 @@ class TrainingAsGle(Study):
                     "Points: extracted from the recorded projections, with 95 % bands. Lines: gradient "
                     "descent with momentum in the measured curvature under white noise, put through the "
                     "same estimators. Dotted: one epoch. Where batches are drawn with replacement there "
-                    "is no memory; where they are reshuffled, the friction of the first steps is gone "
-                    "when the epoch is over: the noise has cancelled.",
+                    "is no memory; where they are reshuffled, most of the friction of the first steps is "
+                    "gone when the epoch is over: the noise has cancelled.",
                 )
             ],
             header=header,
@@ -207,7 +207,7 @@ def _figure(found: Sequence[_Training], lags: int) -> Figure:
 
     columns = min(2, len(found))
     rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(4.8 * columns, 3.1 * rows), layout="constrained")
+    figure = Figure(figsize=(4.8 * columns, 3.4 * rows), layout="constrained")
     for axis, one in zip(figure.subplots(rows, columns, squeeze=False).flat, found, strict=False):
         for direction, colour in zip(one.directions, COLOURS, strict=False):
             t, band = direction.kernel.t[1:], direction.kernel.G_band

@@ -43,7 +43,7 @@ def test_a_sweep_without_time_steps_is_refused():
         ("memory_kernel_csv", ["Friction:", "the time step resolves the memory"]),
         (
             "memory_kernel_discretised",
-            ["Direct inversion finds the memory time", "The mass m is not identified"],
+            ["Direct inversion finds the memory time", "The memory time τ is not identified"],
         ),
         ("training_as_gle", ["With replacement, momentum 0: no memory", "Reshuffled, momentum 0: a memory"]),
     ],

@@ -59,7 +59,8 @@ class SimulationFit(nn.Module):
     `refinements`, once the budget is spent, each further call takes a step of Gauss and Newton on moments
     that are weighted by their inverse covariance (`observatory.physics.gle.moments`), from up to four sets
     of unlike masses that the search has found best or left open. The mean of the later half is the result;
-    ranges are then 95 % of a normal distribution, joined over all starts that end as near to the data.
+    ranges are then 95 % of a normal distribution, widened by √(χ²/ν) where that exceeds 1, and joined over
+    all starts that end as near to the data.
 
     A batch is (P, N) or (P, N, 1), all trajectories. `excess` ≤ 0 says that the data cannot be told from one
     more simulation: the rule to stop at, in the loop by Lightning's `EarlyStopping(monitor="train/excess",
@@ -349,7 +350,9 @@ class SimulationFit(nn.Module):
         ends = self.estimates[half:].mean(0)
         distance = self.distances[-1, :, 0].nan_to_num(torch.inf)
         near = (distance <= distance.min() + AS_NEAR * len(wide)) & ends.isfinite().all(1)
-        information = self.information[half:].mean(0)[near] / (1 + worth / simulated)
+        excess = (distance / self.distances[-1, :, 1]).clamp_min(1)  # what has not closed in knows less
+        information = self.information[half:].mean(0) / (excess * (1 + worth / simulated))[:, None, None]
+        information = information[near]
         covariance = torch.linalg.inv(information + torch.diag(wide**-2))
         generator = torch.Generator().manual_seed(self.seed)
         draws = torch.randn(DRAWS, len(wide), generator=generator, dtype=torch.float64).to(wide)
