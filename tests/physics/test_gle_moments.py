@@ -81,6 +81,14 @@ def test_the_nearest_set_is_the_true_one():
     assert int(distances(m, A @ (theta + torch.tensor([0.0, 0.2]).double())).argmin()) == 2
 
 
+def test_sets_that_flew_apart_are_infinitely_far():
+    m, A, _ = linear(0, 400, torch.zeros(2).double())
+    m[0, 3] = torch.nan
+    distance = distances(m, A[:, 0] * 0.2)
+    assert distance[0] == torch.inf and int(distance.argmin()) == 1
+    assert bool((distances(m * torch.nan, A[:, 0]) == torch.inf).all())
+
+
 def test_starts_are_near_and_unlike():
     mass = torch.tensor([0.0, 0.05, 1.0, 0.4]).double()
     chosen = apart(mass, torch.tensor([2.0, 1.0, torch.nan, 3.0]), torch.tensor(1.0), 2)

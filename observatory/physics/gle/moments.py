@@ -111,8 +111,16 @@ def apart(mass: Tensor, distance: Tensor, scale: Tensor, most: int) -> Tensor:
 
 
 def distances(found: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of moments (S, P, q) of several sets to a target, in the metric of the first; (S,)."""
-    return ((found.mean(1) - target) @ _whitening(found[0]).T).square().sum(-1)
+    """Squared distance of moments (S, P, q) of several sets to a target, in the metric of the first; (S,).
+
+    Infinite for sets whose simulation flew apart.
+    """
+    whole = found.isfinite().all(2).all(1)
+    distance = torch.full_like(found[:, 0, 0], torch.inf)
+    if bool(whole.any()):
+        off = (found[whole].mean(1) - target) @ _whitening(found[whole][0]).T
+        distance[whole] = off.square().sum(-1)
+    return distance
 
 
 def _whitening(m: Tensor) -> Tensor:
