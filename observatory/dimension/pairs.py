@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 TILE = 1024  # most rows and columns of a tile: what a cache holds and a matrix product is fast for
-SAMPLE = 512  # distances of which the bound of a point is taken
+LEAST = 512  # rows and columns of a tile at least
 CERTAINTY = 3  # standard deviations by which that bound exceeds the k-th smallest
 SPARE = 8  # entries beyond the k-th that are looked at: ties of the leading bits
 ENTRY_BYTES = 48  # of one that is kept, while all are sorted
@@ -24,9 +24,9 @@ ENTRY_BYTES = 48  # of one that is kept, while all are sorted
 Found = tuple[NDArray, NDArray, NDArray]  # point, other point (int32) and squared distance
 
 
-def affordable(n: int, k: int, chunk_bytes: int) -> bool:
-    """Whether the entries that are kept, twice k of each point at least, fit into the memory."""
-    return 2 * n * k * ENTRY_BYTES + 8 * TILE**2 <= chunk_bytes
+def worthwhile(n: int, k: int, chunk_bytes: int) -> bool:
+    """Whether several tiles serve few neighbours each, and twice as many entries fit into the memory."""
+    return n > TILE and 8 * k <= n and 2 * n * k * ENTRY_BYTES + 8 * TILE**2 <= chunk_bytes
 
 
 def nearest_by_pairs(x: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def nearest_by_pairs(x: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tenso
     Args:
         x: centred points on a CPU, in the dtype of the matrix product, (n, D).
         k: 1 ≤ k < n.
-        chunk_bytes: memory for distances, `affordable`.
+        chunk_bytes: memory for distances, `worthwhile`.
 
     Returns:
         Squares in float64, wrong by ε max‖x‖²; NaN in rows whose bound was too small or that have many ties,
@@ -46,7 +46,7 @@ def nearest_by_pairs(x: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tenso
     bounds = np.full(n, np.inf, dtype=x.numpy().dtype)
     kept: list[Found] = []
     entries, most = 0, chunk_bytes // ENTRY_BYTES
-    for new in _entries(x, shuffle, bounds, _rank(k, n)):
+    for new in _entries(x, shuffle, bounds, k):
         kept.append(new)
         entries += len(new[0])
         if entries > most:
@@ -60,17 +60,23 @@ def nearest_by_pairs(x: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tenso
     return torch.from_numpy(squares)[back].double(), shuffle[torch.from_numpy(others)[back]]
 
 
-def _rank(k: int, n: int) -> int:
-    """Rank in the sample of a bound of the k-th smallest of n distances."""
-    mean = k * SAMPLE / n  # of the k smallest, as many are in the sample
-    deviation = math.sqrt(mean * (1 - SAMPLE / n))
-    return min(SAMPLE, math.ceil(mean + CERTAINTY * deviation) + 1)
+def _sample(k: int, n: int, size: int) -> tuple[int, int]:
+    """Number of distances of which the bound of a point is taken, and its rank among them.
+
+    Selecting among s takes 2 s ns, each entry kept takes 45 ns and there are CERTAINTY √(k n/s) too many: the
+    least of the sum is near 10 (k n)^⅓.
+    """
+    number = min(size, round(10 * (k * n) ** (1 / 3)))
+    mean = k * number / n  # of the k smallest, as many are in the sample
+    deviation = math.sqrt(mean * (1 - number / n))
+    return number, min(number, math.ceil(mean + CERTAINTY * deviation) + 1)
 
 
-def _entries(x: Tensor, shuffle: Tensor, bounds: NDArray, rank: int) -> Iterator[Found]:
+def _entries(x: Tensor, shuffle: Tensor, bounds: NDArray, k: int) -> Iterator[Found]:
     """Entries below the bounds of their points, from rows and columns of each tile; sets the bounds."""
     n, d = x.shape
-    size = min(TILE, max(SAMPLE, n // 4))  # half of the tiles on the diagonal is computed in vain
+    size = min(TILE, max(LEAST, n // 4))  # half of the tiles on the diagonal is computed in vain
+    sample, rank = _sample(k, n, size)
     right = x.new_ones(n, d + 2)  # x, ‖x‖², 1: norms come with the matrix product
     buffer, below = x.new_empty(size**2), np.empty(size**2, dtype=bool)
     for i in range(0, n, size):
@@ -89,7 +95,7 @@ def _entries(x: Tensor, shuffle: Tensor, bounds: NDArray, rank: int) -> Iterator
                 squares.fill_diagonal_(math.inf)  # not its own neighbour
             tile, mask = squares.numpy(), below[:area].reshape(shape)
             if j == 0:
-                bounds[rows] = np.partition(tile[:, :SAMPLE], rank - 1, axis=1)[:, rank - 1]
+                bounds[rows] = np.partition(tile[:, :sample], rank - 1, axis=1)[:, rank - 1]
             np.less(tile, bounds[rows, None], out=mask)
             yield _chosen(tile, mask, i, j)
             if i != j:

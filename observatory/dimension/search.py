@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from observatory.dimension.pairs import TILE, affordable, nearest_by_pairs
+from observatory.dimension.pairs import nearest_by_pairs, worthwhile
 
 CLOSE = 1e4  # rows with r₁² below this many ε max‖x‖² are searched again with smaller errors
 LOOSE = 1e10  # ... and in float64 below this many, the distances that were selected are computed again
@@ -43,7 +43,7 @@ def nearest(
     every = rows is None
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
     working = x.to(dtype)
-    if every and x.device.type == "cpu" and len(x) > TILE and affordable(len(x), k, chunk_bytes):
+    if every and x.device.type == "cpu" and worthwhile(len(x), k, chunk_bytes):
         squares, indices = nearest_by_pairs(working, k, chunk_bytes)
         if len(left := squares[:, 0].isnan().nonzero().squeeze(1)):
             squares[left], indices[left] = _by_product(working, left, k, chunk_bytes)
