@@ -4,8 +4,9 @@ directions.
     python benchmarks/weights.py                       P = 2 500 and 10⁶, T = 250 for the latter
     python benchmarks/weights.py --snapshots 1000      T = 1000 for both (the trajectory alone is 4 GB)
 
-Every line prints both sides and their ratio. Times are minima of repeated runs, side by side in one process;
-memory is the growth of the peak of a process of its own.
+Every line prints both sides and their ratio. Times are minima of repeated runs, side by side in one process.
+Memory is the peak of a process of its own in units of the trajectory, which is itself the 1 of it; libraries
+are loaded before.
 """
 
 from __future__ import annotations
@@ -15,24 +16,18 @@ import copy
 import math
 import subprocess
 import sys
-import tempfile
+import textwrap
 import time
 from collections.abc import Callable
-from functools import partial
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.profiler import ProfilerActivity, profile
 
-from observatory.callbacks import WeightFluctuations as RecordedFluctuations
-from observatory.looking import Look, ModelFunction, Probe
-from observatory.numerics.curvature import ravel
+from observatory.looking import ModelFunction
 from observatory.solvable.online_regression import simulate_online_regression
-from observatory.training import MLP, Supervised
 from observatory.weights import Landscape, Lines, flatness, principal_components
-from observatory.weights.instrument import WeightFluctuations
 
 PCA = {
     "ours, exact": "from observatory.weights import principal_components\nprincipal_components(rows, 20)",
@@ -41,20 +36,27 @@ PCA = {
     "scikit-learn, its default": "from sklearn.decomposition import PCA\nPCA(20).fit(rows.numpy())",
 }
 PROGRAM = """
-import resource, time, torch
+import ctypes, re, time, torch
 torch.set_num_threads({threads})
-torch.linalg.eigh(torch.eye(64)); import observatory.weights, sklearn.decomposition
-rows = torch.randn({snapshots}, {size}).cumsum(0).mul_(1e-3)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
+def resident(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+for size in (450, 20_000):  # load what is loaded on the first call
+    rows = torch.randn(300, size)
+{small}
+del rows
+ctypes.CDLL(None).malloc_trim(0)
+rows = torch.randn({snapshots}, {size}).mul_(1e-3)
+torch.cumsum(rows, 0, out=rows)
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before, start = resident("VmRSS"), time.perf_counter()
 {work}
-seconds = time.perf_counter() - start
-print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(time.perf_counter() - start, resident("VmHWM") - before)
 """
 
 
 def decompose(snapshots: int, size: int, threads: int) -> None:
-    """Principal components: time, and memory beyond the trajectory."""
+    """Principal components of a random walk: time, and the peak of memory in trajectories."""
     stored = 4 * snapshots * size
     print(f"20 components of T = {snapshots}, P = {size} ({stored / 1e9:.3g} GB)")
     first = 0.0
@@ -62,16 +64,25 @@ def decompose(snapshots: int, size: int, threads: int) -> None:
         if "exact" in name and "ours" not in name and 4 * stored > _free_memory():
             print(f"  {name:28} left out: it needs about {4 * stored / 1e9:.0f} GB")
             continue
-        program = PROGRAM.format(threads=threads, snapshots=snapshots, size=size, work=work)
-        out = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True
-        ).stdout
-        seconds, memory = map(float, out.split())
+        small = textwrap.indent(work, "    ")
+        program = PROGRAM.format(threads=threads, snapshots=snapshots, size=size, work=work, small=small)
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        seconds, memory = map(float, out.stdout.split())
         first = first or seconds
         print(
-            f"  {name:28} {seconds:8.2f} s  {seconds / first:6.1f} ×   +{memory / stored:.2f} trajectories "
-            f"of memory"
+            f"  {name:28} {seconds:8.2f} s  {seconds / first:6.1f} ×   at its peak {1 + memory / stored:.2f} "
+            f"trajectories, {memory / 1e6:.0f} MB beside the rows"
         )
+
+
+def own_memory(snapshots: int, size: int) -> None:
+    """What our PCA allocates itself, without the packing buffers of the BLAS."""
+    rows = torch.randn(snapshots, size).cumsum_(0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        principal_components(rows, 20)
+    events = seen.profiler.kineto_results.events()
+    peak = np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]).max()
+    print(f"  ours, T = {snapshots}, P = {size}: {1 + peak / (4 * rows.numel()):.3f} trajectories in tensors")
 
 
 def _free_memory() -> float:
@@ -190,73 +201,6 @@ def ensembles(replicas: int, steps: int) -> None:
     )
 
 
-def recording(snapshots: int) -> None:
-    """A snapshot of the 50 × 50 layer each step, against a checkpoint in memory and against the step
-    itself.
-    """
-    net = nn.Sequential(nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 10))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    x, y = torch.randn(50, 784), torch.randint(10, (50,))
-    model, probe = ModelFunction.of(net, select=r"^2\.weight"), Probe(())
-    looks = [Look(model, probe, step, 0, optimizers=(optimizer,)) for step in range(snapshots)]
-
-    def train() -> None:
-        for _ in range(snapshots):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
-            optimizer.step()
-
-    def snap() -> None:
-        one = WeightFluctuations(window=(0, snapshots))
-        for look in looks:
-            one.sample(look)
-
-    step, own = (seconds / snapshots * 1e6 for seconds in _side_by_side(train, snap, 5))
-    print(f"recording {ravel(model.theta).numel()} weights: {own:.1f} µs; bare training step {step:.0f} µs "
-          f"({own / step:.1%})")  # fmt: skip
-
-
-class _Clock(pl.Callback):
-    """Seconds a step between two steps of a run."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last, self.seconds = first, last, math.nan
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.first:
-            self.seconds = -time.perf_counter()
-        elif trainer.global_step == self.last:
-            self.seconds = (self.seconds + time.perf_counter()) / (self.last - self.first)
-
-
-def recording_in_a_trainer(steps: int, rounds: int) -> None:
-    """The setting of Feng and Tu in Lightning's Trainer, the callback included, with and without in turn."""
-    x, y = torch.randn(50 * (steps + 1), 784), torch.randint(10, (50 * (steps + 1),))
-    loader = DataLoader(TensorDataset(x, y), 50)
-
-    def run(*callbacks: pl.Callback) -> float:
-        clock = _Clock(steps // 10, steps)
-        trainer = pl.Trainer(
-            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=[*callbacks, clock],
-            default_root_dir=tempfile.mkdtemp(),
-        )  # fmt: skip
-        trainer.fit(Supervised(MLP([784, 50, 50, 10]), optimizer=partial(torch.optim.SGD, lr=0.1)), loader)
-        return clock.seconds * 1e6
-
-    without, recorded = [], []
-    for _ in range(rounds):
-        without.append(run())
-        recorded.append(
-            run(RecordedFluctuations(window=(0, steps + 1), select=r"\.3\.weight$", directions=4, at=[0]))
-        )
-    ratios = sorted(b / a - 1 for a, b in zip(without, recorded, strict=True))
-    print(
-        f"a step in the Trainer: {min(without):.0f} µs, recorded {min(recorded):.0f} µs: "
-        f"{min(recorded) / min(without) - 1:+.1%} of minima; pairs {', '.join(f'{r:+.1%}' for r in ratios)}"
-    )
-
-
 def _side_by_side(one: Callable[[], None], other: Callable[[], None], repeats: int) -> tuple[float, float]:
     seconds: list[list[float]] = [[], []]
     for _ in range(repeats):
@@ -273,15 +217,18 @@ def main() -> None:
     )
     parser.add_argument("--snapshots", type=int, default=250, help="T of the trajectory with P = 10⁶")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=["components", "landscapes", "ensembles"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    decompose(1000, 2500, options.threads)
-    decompose(options.snapshots, 10**6, options.threads)
-    landscapes(50, 2000)
-    landscapes(1000, 500)
-    ensembles(4000, 300)
-    recording(1000)
-    recording_in_a_trainer(1000, 6)
+    if options.only in (None, "components"):
+        decompose(1000, 2500, options.threads)
+        own_memory(1000, 2500)
+        decompose(options.snapshots, 10**6, options.threads)
+    if options.only in (None, "landscapes"):
+        landscapes(50, 2000)
+        landscapes(1000, 500)
+    if options.only in (None, "ensembles"):
+        ensembles(4000, 300)
 
 
 if __name__ == "__main__":

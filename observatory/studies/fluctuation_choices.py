@@ -52,7 +52,7 @@ class FluctuationChoices(Study):
         header = ["choice", *(f"{one.name}: ψ (r)" for one in found)]
         section = Section(
             "Verdict",
-            findings=[_dependence(found), *(_of_run(one) for one in found)],
+            findings=[_dependence(found), *_between(found), *(_of_run(one) for one in found)],
             panels=[_panel(found)],
             header=header,
             rows=_rows(found),
@@ -84,6 +84,29 @@ def _dependence(found: Sequence[_Exponents]) -> Finding:
     if high - low > MATTERS:
         return Finding(f"{text}: one number for the network does not exist.", "warning")
     return Finding(f"{text}: it does not depend on these choices.")
+
+
+def _between(found: Sequence[_Exponents]) -> list[Finding]:
+    """What is swept, at the choice of analysis where it shows most beside the scatter about the lines."""
+    exponent, error = (np.stack([getattr(one, name) for one in found]) for name in ("exponent", "error"))
+    complete = np.isfinite(exponent).all(0) & np.isfinite(error).all(0)
+    if not complete.any():
+        return []
+    low, high = exponent.argmin(0), exponent.argmax(0)
+    gap = np.ptp(exponent, 0)
+    noise = np.hypot(*(np.take_along_axis(error, row[None], 0)[0] for row in (low, high)))
+    most = int(np.where(complete, gap / noise, -math.inf).argmax())
+    at = f"{gap[most]:.2f} ± {noise[most]:.2f} for {found[0].choices[most]}"
+    who = f"{found[high[most]].name} above {found[low[most]].name}"
+    if gap[most] < 3 * noise[most]:
+        return [Finding(f"Between the runs ψ differs by at most {at} ({who}): what is swept does not show.")]
+    among = int((gap[complete] >= 3 * noise[complete]).sum())
+    return [
+        Finding(
+            f"Between the runs ψ differs by {at} ({who}), and by more than three standard errors for {among} "
+            f"of {int(complete.sum())} choices of the analysis: what is swept matters."
+        )
+    ]
 
 
 def _of_run(one: _Exponents) -> Finding:

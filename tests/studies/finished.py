@@ -21,6 +21,7 @@ def finished_run(
     steps: Sequence[int] = (0,),
     quantities: Mapping[str, ArrayLike],
     coordinates: Mapping[str, list[str]] | None = None,
+    settings: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
     curves: Mapping[str, Sequence[float]] | None = None,
 ) -> FinishedRun:
@@ -29,7 +30,7 @@ def finished_run(
     values = {name: np.asarray(v, dtype=float) for name, v in quantities.items()}
     dims = list(coordinates or {}) or ["rank"]
     made = {name: Quantity(tuple(dims[: v.ndim - 1]), "1", "given") for name, v in values.items()}
-    part = record.instrument(instrument, made)
+    part = record.instrument(instrument, made, settings=settings)
     for k, step in enumerate(steps):
         part.append(step, {name: v[k] for name, v in values.items()}, coordinates=coordinates or {})
     record.close()

@@ -16,13 +16,23 @@ SCALARS = (
 
 
 @pytest.mark.parametrize(
-    ("second", "level", "words"),
+    ("second", "level", "words", "between"),
     [
-        ([4.0, np.nan], "warning", "from -2.00 (ranks 2-10, a) to 4.00 (ranks 2-10, b)"),
-        ([-1.8, -1.9], "result", "does not depend"),
+        (
+            [4.0, np.nan],
+            "warning",
+            "from -2.00 (ranks 2-10, a) to 4.00 (ranks 2-10, b)",
+            "ψ differs by 6.00 ± 0.14 for ranks 2-10 (b above a), and by more than three standard",
+        ),
+        (
+            [-1.8, -1.9],
+            "result",
+            "does not depend",
+            "at most 0.20 ± 0.14 for ranks 2-10 (b above a): what is swept does not show",
+        ),
     ],
 )
-def test_dependence_of_the_exponent_is_told_with_its_ends(second, level, words, tmp_path):
+def test_dependence_of_the_exponent_is_told_with_its_ends(second, level, words, between, tmp_path):
     runs = [
         finished_run(
             tmp_path / name, {"replacement": name == "b"}, instrument="weights",
@@ -35,6 +45,7 @@ def test_dependence_of_the_exponent_is_told_with_its_ends(second, level, words, 
     ]  # fmt: skip
     (section,) = FluctuationChoices().conclude(runs).sections
     assert section.findings[0].level == level and words in section.findings[0].text
+    assert between in section.findings[1].text  # √(0.1² + 0.1²)
     assert section.rows[0][:2] == ["ranks 2-10", "-2.00 ± 0.10 (0.50)"]
     assert (section.rows[1][2] == "none") == bool(np.isnan(second[1]))
     section.panels[0].figure.savefig(tmp_path / "panel.png")
