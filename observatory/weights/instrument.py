@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.look import Look
@@ -22,11 +21,12 @@ from observatory.weights import figures, findings
 from observatory.weights.analysis import Basis
 from observatory.weights.conclusion import conclude_window
 from observatory.weights.landscape import Landscape
-from observatory.weights.noise import SgdSetting, sgd_coefficients
+from observatory.weights.noise import SgdSetting, sgd_group
 from observatory.weights.quantities import declared, scalar
 from observatory.weights.recorder import Recorder, Storage, choose_storage
 from observatory.weights.stationarity import StationarityMonitor
 from observatory.weights.variants import CHOICES, range_names
+from observatory.weights.window import Window
 
 if TYPE_CHECKING:
     from observatory.records import Finding, Panel, Run
@@ -97,15 +97,16 @@ class WeightFluctuations(Instrument):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        _check(window, unit, every, length, directions)
-        self.window, self.unit, self.every, self.length, self.rest = window, unit, every, length, rest
+        if directions < 1:
+            raise ValueError(f"there must be at least one direction, got directions={directions}")
+        self.window, self.rest = Window(window, unit, every, length), rest
         self.directions, self.basis, self.storage, self.memory = directions, basis, storage, memory
         self.precision, self.keep_on = precision, keep_on
         self.batch_size, self.samples, self.sampling = batch_size, samples, sampling
         self.first, self.last, self.seed = first, last, seed
         self._asked = None not in (batch_size, samples, sampling)
         self.variants = [*range_names(directions), *CHOICES]
-        self._monitor = StationarityMonitor(rest) if window == "auto" else None
+        self._monitor = StationarityMonitor(rest) if self.window.auto else None
         self._recorder: Recorder | None = None
         self._pending: Mapping[str, Any] | None = None  # a window that a checkpoint interrupted
         self._group: Mapping[str, Any] | None = None  # of the optimizer, that the weights belong to
@@ -121,10 +122,9 @@ class WeightFluctuations(Instrument):
         return {"variant": self.variants, "storage": [self._stored]} if self._done else {}
 
     def settings(self) -> dict[str, Any]:
-        window = self.window if self.window == "auto" else list(self.window)
-        return {"window": window, "unit": self.unit, "basis": self.basis, "select": self.select} | {
+        return self.window.settings() | {
             name: getattr(self, name)
-            for name in ("every", "directions", "batch_size", "samples", "sampling", "precision")
+            for name in ("basis", "select", "directions", "batch_size", "samples", "sampling", "precision")
         }
 
     def observe(self, look: Look) -> Mapping[str, Tensor]:
@@ -140,9 +140,7 @@ class WeightFluctuations(Instrument):
         self.sampling = sampling if self.sampling is None else self.sampling
 
     def samples_at(self, step: int, epoch: int) -> bool:
-        if self._done or self.window == "auto":
-            return not self._done
-        return self.window[0] <= (step if self.unit == "steps" else epoch) < self.window[1]
+        return not self._done and self.window.holds(step, epoch)
 
     def sample(self, look: Look) -> Mapping[str, Tensor] | None:
         if rank() != 0:
@@ -156,14 +154,14 @@ class WeightFluctuations(Instrument):
         elif self._group is not None and self._coefficients is not None:
             self._steady &= float(self._group["lr"]) == self._coefficients[0]
         recorder = self._recorder
-        if not recorder.steps or look.step - recorder.steps[-1] >= self.every:
+        if not recorder.steps or look.step - recorder.steps[-1] >= self.window.every:
             recorder.add(theta, look.step)
-        self._done = self.window == "auto" and len(recorder) >= self.length
+        self._done = self.window.complete(len(recorder))
         return None
 
     def _join(self, look: Look) -> None:
         """Find the optimizer's settings; those at the first snapshot count, also of an earlier process."""
-        self._group, found = _group(look)
+        self._group, found = sgd_group(look)
         if self._pending is None:
             self._coefficients = found
         elif self._coefficients is not None:
@@ -177,7 +175,7 @@ class WeightFluctuations(Instrument):
         rate, momentum, _ = self._coefficients
         data = (look.probe.inputs, look.probe.targets)
         monitor = self._monitor
-        assert monitor is not None  # window == "auto"
+        assert monitor is not None  # an automatic window
         return monitor.update(
             ravel(look.model.theta),
             lambda: Landscape(look.model, data, loss=self._loss(look)).value(),
@@ -191,7 +189,7 @@ class WeightFluctuations(Instrument):
         if self.precision == "float32":
             kind = torch.promote_types(kind, next(iter(theta.values())).dtype)
         size = sum(tensor.numel() for tensor in theta.values())
-        capacity = self._expected_snapshots(look)
+        capacity = self.window.snapshots(look.step, look.epoch)
         item = torch.empty(0, dtype=kind).element_size()
         storage = self.storage
         if storage == "auto":
@@ -216,14 +214,6 @@ class WeightFluctuations(Instrument):
             self._pending = None
         return recorder
 
-    def _expected_snapshots(self, look: Look) -> int:
-        if self.window == "auto":
-            return self.length
-        steps = self.window[1] - self.window[0]
-        if self.unit == "epochs":
-            steps *= max(1, round(look.step / max(look.epoch, 1)))
-        return max(3, -(-steps // self.every))
-
     # Concluding
 
     def conclude(self, history: History) -> Mapping[str, Tensor]:
@@ -233,7 +223,9 @@ class WeightFluctuations(Instrument):
             self._recorder = self._begin(history.look)
         recorder = self._recorder
         if recorder is None or len(recorder) < 3:
-            raise ValueError(self._complaint(0 if recorder is None else len(recorder)))
+            ratio = math.nan if self._monitor is None else self._monitor.ratio
+            taken = 0 if recorder is None else len(recorder)
+            raise ValueError(self.window.complaint(taken, rest=self.rest, ratio=ratio))
         self._done, self._stored, self._recorder, self._group = True, recorder.storage, None, None
         values = conclude_window(
             recorder,
@@ -266,18 +258,6 @@ class WeightFluctuations(Instrument):
 
     def _loss(self, look: Look) -> Any:
         return look.loss or likelihood_loss
-
-    def _complaint(self, snapshots: int) -> str:
-        if self._monitor is not None:
-            return (
-                f"the run did not come to rest early enough (r_FDR of the last {self.rest} steps "
-                f"{self._monitor.ratio:.3g}): {snapshots} of at least 3 snapshots were taken; train "
-                "longer, or give the window in steps or epochs"
-            )
-        return (
-            f"the window {self.window} in {self.unit} holds {snapshots} snapshots of at least 3: training "
-            f"ended before it, or it is too short for every={self.every}"
-        )
 
     # State
 
@@ -331,39 +311,3 @@ def _if_small(name: str, part: dict[str, Any]) -> dict[str, Any]:
     """{name: part} unless it is too large for a checkpoint of somebody else's."""
     size = sum(t.numel() * t.element_size() for t in part.values() if isinstance(t, Tensor))
     return {name: part} if size <= STATE_BYTES else {}
-
-
-def _check(window: Any, unit: str, every: int, length: int, directions: int) -> None:
-    if unit not in ("steps", "epochs"):
-        raise ValueError(f"unit must be 'steps' or 'epochs', got {unit!r}")
-    if every < 1 or directions < 1:
-        raise ValueError(f"every and directions must be at least 1, got {every} and {directions}")
-    if window == "auto":
-        if length < 3:
-            raise ValueError(f"a window needs at least 3 snapshots, got length={length}")
-        return
-    start, stop = window
-    if start < 0 or stop <= start or (unit == "steps" and (stop - start - 1) // every + 1 < 3):
-        raise ValueError(
-            f"the window {tuple(window)} in {unit} with every={every} holds fewer than 3 snapshots; "
-            "give 0 ≤ start < stop"
-        )
-
-
-def _group(look: Look) -> tuple[Mapping[str, Any] | None, tuple[float, float, float] | None]:
-    """The parameter group of the first selected weight, and its (η, β, λ) if it belongs to plain SGD."""
-    name, seen = next(iter(look.model.theta.items()))
-    place = _place(look.owned.get(name, seen))
-    for optimizer in look.optimizers:
-        for group in optimizer.param_groups:
-            if any(_place(p) == place for p in group["params"]):
-                try:
-                    return group, sgd_coefficients(group, optimizer)
-                except ValueError:
-                    return group, None
-    return None, None
-
-
-def _place(parameter: Tensor) -> int:
-    """Where its numbers lie, or those of this rank's shard."""
-    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).data_ptr()

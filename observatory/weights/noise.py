@@ -1,4 +1,4 @@
-"""Covariance of the gradient noise in a few directions, and the temperatures it makes."""
+"""The setting of SGD, the covariance of its noise in a few directions, and the temperatures it makes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from observatory.looking.look import Look
 from observatory.solvable.online_regression import Sampling, finite_population_factor
 from observatory.weights.landscape import Landscape
 
@@ -50,6 +52,25 @@ def sgd_coefficients(group: Mapping[str, Any], optimizer: Optimizer) -> tuple[fl
             f"{type(optimizer).__name__}"
         )
     return float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+
+
+def sgd_group(look: Look) -> tuple[Mapping[str, Any] | None, tuple[float, float, float] | None]:
+    """The parameter group of the first selected weight, and its (η, β, λ) if it belongs to plain SGD."""
+    name, seen = next(iter(look.model.theta.items()))
+    place = _place(look.owned.get(name, seen))
+    for optimizer in look.optimizers:
+        for group in optimizer.param_groups:
+            if any(_place(p) == place for p in group["params"]):
+                try:
+                    return group, sgd_coefficients(group, optimizer)
+                except ValueError:
+                    return group, None
+    return None, None
+
+
+def _place(parameter: Tensor) -> int:
+    """Where its numbers lie, or those of this rank's shard."""
+    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).data_ptr()
 
 
 def batch_sampling(loader: DataLoader) -> tuple[int, int, Sampling]:

@@ -143,7 +143,7 @@ def test_impossible_settings_are_refused():
         WeightFluctuations(window=(10, 12))
     with pytest.raises(ValueError, match="'days'"):
         WeightFluctuations(window=(1, 20), unit="days")
-    with pytest.raises(ValueError, match="at least 1, got 0 and 20"):
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         WeightFluctuations(window=(1, 20), every=0)
 
 
