@@ -55,6 +55,7 @@ class LiveModel:
             raise ValueError(f"{type(self.module).__name__} {what}; there is nothing to look at")
         all_here()
         self._parameters = list(self.module.named_parameters())
+        self._owned = dict(self._parameters)
         function = ModelFunction.of(
             ModelFunction(
                 twin=self._twin,
@@ -118,12 +119,11 @@ class LiveModel:
 
         Shards are gathered when a gradient is read, which every rank then has to do.
         """
-        found = {name: p.grad for name, p in self._parameters if p.grad is not None}
-        return _Gathered(found) if any(isinstance(g, DTensor) for g in found.values()) else found
+        return _Gradients(self._owned)
 
     def owned(self) -> Mapping[str, nn.Parameter]:
         """The parameter objects of the last function by name, to be found in an optimizer."""
-        return dict(self._parameters)
+        return self._owned
 
     @staticmethod
     def _shared(buffer: Tensor) -> Tensor:
@@ -131,19 +131,23 @@ class LiveModel:
         return broadcast_tensor(visible) if world_size() > 1 else visible
 
 
-class _Gathered(Mapping[str, Tensor]):
-    def __init__(self, shards: dict[str, Tensor]) -> None:
-        self._shards = shards
+class _Gradients(Mapping[str, Tensor]):
+    """Found when they are read: after every step there are a few microseconds, not one for each parameter."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters
 
     def __getitem__(self, name: str) -> Tensor:
-        shard = self._shards[name].detach()
-        return shard.full_tensor() if isinstance(shard, DTensor) else shard
+        gradient = self._parameters[name].grad
+        if gradient is None:
+            raise KeyError(name)
+        return gradient.detach().full_tensor() if isinstance(gradient, DTensor) else gradient
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shards)
+        return (name for name, parameter in self._parameters.items() if parameter.grad is not None)
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return sum(1 for _ in self)
 
 
 def _visible(tensor: Tensor) -> Tensor:

@@ -19,7 +19,12 @@ def undisturbed(device: torch.device, *, streams: bool = True) -> Iterator[None]
         streams: fork the random streams; False for what draws nothing and has to be done in microseconds.
     """
     cuda = device.type == "cuda"
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if not (cuda or streams or _switched(device)):  # after every step: nothing to switch, little to restore
+        try:
+            yield
+        finally:
+            torch.set_grad_enabled(True)
+        return
     with (
         forked_streams([device.index or 0] if cuda else []) if streams else nullcontext(),
         torch.inference_mode(False),
@@ -31,8 +36,18 @@ def undisturbed(device: torch.device, *, streams: bool = True) -> Iterator[None]
         if not cuda:
             yield
             return
+        matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         try:
             yield
         finally:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+def _switched(device: torch.device) -> bool:
+    """Whether something is on that a look must not see."""
+    return (
+        not torch.is_grad_enabled()
+        or torch.is_inference_mode_enabled()
+        or torch.is_autocast_enabled(device.type)
+    )
