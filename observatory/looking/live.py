@@ -141,7 +141,9 @@ class _Gradients(Mapping[str, Tensor]):
         gradient = self._parameters[name].grad
         if gradient is None:
             raise KeyError(name)
-        return gradient.detach().full_tensor() if isinstance(gradient, DTensor) else gradient
+        if isinstance(gradient, DTensor):
+            return gradient.full_tensor().detach()
+        return gradient
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, parameter in self._parameters.items() if parameter.grad is not None)
