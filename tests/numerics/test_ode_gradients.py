@@ -13,7 +13,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from observatory.numerics.ode import TABLEAUX, VectorField, check_gradients, integrate, uniform_grid
+from observatory.numerics.ode import (
+    TABLEAUX,
+    VectorField,
+    check_gradients,
+    compiled,
+    integrate,
+    uniform_grid,
+)
 
 F64 = torch.float64
 
@@ -226,8 +233,7 @@ def test_compiled_steps_are_the_steps_and_are_compiled_once(backend, monkeypatch
     if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("the compiled code is C++, for which no compiler is found")
     counter = CompileCounterWithBackend(backend)
-    monkeypatch.setattr(torch, "compile", lambda f, fullgraph, options: torch._dynamo.optimize(
-        counter, nopython=fullgraph, guard_filter_fn=options["guard_filter_fn"])(f))  # fmt: skip
+    monkeypatch.setattr(compiled, "BACKEND", counter)
     field = VectorField(FitzHughNagumo())
     layouts = {"inductor": 0, "aot_eager": 2}[backend]
     for lanes, end, compilations in ((2, 1.0, 2), (2, 1.7, 2), (5, 1.0, 2), (3, 2.0, 2), (1, 1.0, 4)):

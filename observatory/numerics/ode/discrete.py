@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
-from observatory.numerics.ode.explicit import State, Theta
-from observatory.numerics.ode.field import Pull, Step
+from observatory.numerics.ode.compiled import Flat, Function
 from observatory.numerics.ode.grid import Grid
 
 
@@ -21,16 +21,22 @@ class Sweep:
     """What an integration and its transposed one share."""
 
     grid: Grid
-    step: Step
-    pull: Pull
+    step: Function  # (t, h, *θ, *y) -> y at t + h
+    pull: Function  # (t, h, *θ, *y, *λ, *s) -> (*λᵀ∂y₊/∂y, *(s + λᵀ∂y₊/∂θ))
     snapshots: int  # states kept beside the first
 
-    def march(self, y: State, theta: Theta, start: int, stop: int) -> State:
-        for t, h in zip(
-            self.grid.starts[start:stop].unbind(), self.grid.sizes[start:stop].unbind(), strict=True
-        ):
-            y = self.step(t, h, y, theta)
+    def march(self, y: Flat, theta: Flat, start: int, stop: int) -> Flat:
+        for t, h in zip(self.starts[start:stop], self.sizes[start:stop], strict=True):
+            y = self.step(t, h, *theta, *y)
         return y
+
+    @cached_property
+    def starts(self) -> Flat:
+        return self.grid.starts.unbind()
+
+    @cached_property
+    def sizes(self) -> Flat:
+        return self.grid.sizes.unbind()
 
 
 def split(start: int, stop: int, slots: int) -> int:
@@ -46,7 +52,15 @@ def split(start: int, stop: int, slots: int) -> int:
     return start + min(length - 1, math.comb(states + repetitions - 1, states))
 
 
-def forward_sweep(sweep: Sweep, y: State, theta: Theta) -> tuple[list[State], dict[int, State]]:
+def plain(sweep: Sweep, y: Flat, theta: Flat) -> Flat:
+    """The states at the wanted times, shape (T, ...), of which autograd remembers everything."""
+    saved = [y]
+    for start, stop in pairwise(sweep.grid.saves):
+        saved.append(sweep.march(saved[-1], theta, start, stop))
+    return tuple(torch.stack(leaves) for leaves in zip(*saved, strict=True))
+
+
+def forward_sweep(sweep: Sweep, y: Flat, theta: Flat) -> tuple[list[Flat], dict[int, Flat]]:
     """The states at the wanted times, and those kept for the way back, by number of steps."""
     kept = {0: y}
     wanted, slots = set(sweep.grid.saves), sweep.snapshots
@@ -63,62 +77,55 @@ def forward_sweep(sweep: Sweep, y: State, theta: Theta) -> tuple[list[State], di
 
 
 def reverse_sweep(
-    sweep: Sweep, kept: dict[int, State], theta: Theta, cotangents: list[State]
-) -> tuple[State, dict[str, Tensor]]:
+    sweep: Sweep, kept: dict[int, Flat], theta: Flat, cotangents: list[Flat]
+) -> tuple[Flat, Flat]:
     """λᵀ∂/∂y(t₀) and λᵀ∂/∂θ of the states at the wanted times, λ given for each of them."""
     arriving = dict(zip(sweep.grid.saves, cotangents, strict=True))
     done = len(sweep.grid)
     # a view into the gradient of all times would be compiled for apart, for where it begins in memory
-    cotangent = tree_map(torch.clone, arriving[done])
-    slopes = {name: torch.zeros_like(value) for name, value in theta.items()}
+    cotangent = tuple(leaf.clone() for leaf in arriving[done])
+    slopes = tuple(torch.zeros_like(value) for value in theta)
     stack = [(0, sweep.snapshots)]  # states kept, nearest last, and the slots still free behind them
     while done:
-        here, slots = stack[-1]
+        here, free = stack[-1]
         if done - here > 1:
-            there = split(here, done, slots)
+            there = split(here, done, free)
             if there not in kept:
                 kept[there] = sweep.march(kept[here], theta, here, there)
-            stack.append((there, max(slots - 1, 0)))
+            stack.append((there, max(free - 1, 0)))
             continue
-        t, h = sweep.grid.starts[here], sweep.grid.sizes[here]
         y = kept.pop(here) if here else kept[0]
-        cotangent, slopes = sweep.pull(t, h, y, theta, cotangent, slopes)
+        found = sweep.pull(sweep.starts[here], sweep.sizes[here], *theta, *y, *cotangent, *slopes)
+        cotangent, slopes = found[: len(y)], found[len(y) :]
         done = here
         if here:
             stack.pop()
         if here in arriving:
-            cotangent = tree_map(torch.add, cotangent, arriving[here])
+            cotangent = tuple(a + b for a, b in zip(cotangent, arriving[here], strict=True))
     return cotangent, slopes
 
 
 class _Reversed(torch.autograd.Function):
-    """Initial state and θ, flat, to the states at the wanted times, each stacked."""
+    """θ and the initial state to the states at the wanted times, each stacked."""
 
     @staticmethod
-    def forward(
-        ctx: Any, sweep: Sweep, names: tuple[str, ...], spec: TreeSpec, *flat: Tensor
-    ) -> tuple[Tensor, ...]:
-        flat = tuple(
-            tensor.detach() for tensor in flat
-        )  # compiled code is specialised to what needs a gradient
-        y, theta = tree_unflatten(list(flat[len(names) :]), spec), dict(zip(names, flat, strict=False))
-        saved, kept = forward_sweep(sweep, y, theta)
-        ctx.sweep, ctx.spec, ctx.theta, ctx.kept = sweep, spec, theta, kept
-        return tuple(torch.stack(leaves) for leaves in zip(*(tree_flatten(s)[0] for s in saved), strict=True))
+    def forward(ctx: Any, sweep: Sweep, parameters: int, *flat: Tensor) -> Flat:
+        # compiled code is specialised to what needs a gradient
+        flat = tuple(tensor.detach() for tensor in flat)
+        ctx.sweep, ctx.theta = sweep, flat[:parameters]
+        saved, ctx.kept = forward_sweep(sweep, flat[parameters:], ctx.theta)
+        return tuple(torch.stack(leaves) for leaves in zip(*saved, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        cotangents = [
-            tree_unflatten(list(leaves), ctx.spec)
-            for leaves in zip(*(g.contiguous().unbind() for g in gradients), strict=True)
-        ]
+        cotangents = list(zip(*(g.contiguous().unbind() for g in gradients), strict=True))
         # a second backward over a retained graph starts from the same states
         initial, slopes = reverse_sweep(ctx.sweep, dict(ctx.kept), ctx.theta, cotangents)
-        return (None, None, None, *slopes.values(), *tree_flatten(initial)[0])
+        return (None, None, *slopes, *initial)
 
 
-def reversible(sweep: Sweep, y: State, theta: Theta) -> State:
+def reversible(sweep: Sweep, y: Flat, theta: Flat) -> Flat:
     """The states at the wanted times, shape (T, ...); their gradient recomputes what was not kept."""
-    leaves, spec = tree_flatten(y)
-    return tree_unflatten(list(_Reversed.apply(sweep, tuple(theta), spec, *theta.values(), *leaves)), spec)
+    found: Flat = _Reversed.apply(sweep, len(theta), *theta, *y)
+    return found

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
+from observatory.numerics.ode.compiled import Compiled, Flat, Function
 from observatory.numerics.ode.explicit import State, Theta, explicit_step
 from observatory.numerics.ode.splitting import Splitting
 from observatory.numerics.ode.tableaux import Tableau
-
-Step = Callable[[Tensor, Tensor, State, Theta], State]  # (t, h, y, θ) -> y at t + h
-Slopes = dict[str, Tensor]  # λᵀ∂/∂θ, by name
-Pull = Callable[[Tensor, Tensor, State, Theta, State, Slopes], tuple[State, Slopes]]
 
 
 class _Called(nn.Module):
@@ -46,7 +43,7 @@ class VectorField:
             raise TypeError(f"{type(system).__name__} has no right-hand side rhs(t, y)")
         self.system = system
         self._called = _Called(system)
-        self._kept: dict[tuple[str, Tableau | Splitting], Any] = {}
+        self._kept: dict[tuple[Any, ...], Compiled] = {}
 
     def __getstate__(self) -> dict[str, Any]:  # compiled code is neither pickled nor copied
         return self.__dict__ | {"_kept": {}}
@@ -67,53 +64,49 @@ class VectorField:
         named = {f"system.{name}": value for name, value in theta.items()}
         return torch.func.functional_call(self._called, named, (name, t, y))
 
-    def step(self, method: Tableau | Splitting, *, compiled: bool = False) -> Step:
-        """One step of a method, (t, h, y, θ) to y at t + h."""
+    def step(
+        self, method: Tableau | Splitting, names: Sequence[str], spec: TreeSpec, *, compiled: bool = False
+    ) -> Function:
+        """One step of a method, (t, h, *θ, *y) to y at t + h.
 
-        def advance(t: Tensor, h: Tensor, y: State, theta: Theta) -> State:
-            return one_step(method, self, t, h, y, theta)
-
-        return self._keep("step", method, advance) if compiled else advance
-
-    def pull(self, method: Tableau | Splitting, *, compiled: bool = False) -> Pull:
-        """The transposed derivative of a step, (t, h, y, θ, λ, s) to (λᵀ∂y₊/∂y, s + λᵀ∂y₊/∂θ).
-
-        It recomputes the stages.
+        Args:
+            method: which.
+            names: of the parameters θ, in their order.
+            spec: how the tensors y are nested.
+            compiled: as compiled code, made once for each field, method and nest.
         """
 
-        def back(
-            t: Tensor, h: Tensor, y: State, theta: Theta, cotangent: State, slopes: Slopes
-        ) -> tuple[State, Slopes]:
+        def advance(t: Tensor, h: Tensor, *flat: Tensor) -> Flat:
+            theta = dict(zip(names, flat, strict=False))
+            y = tree_unflatten(flat[len(names) :], spec)
+            return tuple(tree_leaves(one_step(method, self, t, h, y, theta)))
+
+        return self._keep(("step", method, tuple(names), str(spec)), advance) if compiled else advance
+
+    def pull(
+        self, method: Tableau | Splitting, names: Sequence[str], spec: TreeSpec, *, compiled: bool = False
+    ) -> Function:
+        """The transposed derivative of a step, (t, h, *θ, *y, *λ, *s) to (*λᵀ∂y₊/∂y, *(s + λᵀ∂y₊/∂θ)).
+
+        It recomputes the stages. Arguments are those of `step`.
+        """
+        k, n = len(names), spec.num_leaves
+
+        def back(t: Tensor, h: Tensor, *flat: Tensor) -> Flat:
+            theta, y = dict(zip(names, flat, strict=False)), tree_unflatten(flat[k : k + n], spec)
             _, transposed = torch.func.vjp(  # type: ignore[misc]
-                lambda y, theta: one_step(method, self, t, h, y, theta), y, dict(theta)
+                lambda y, theta: one_step(method, self, t, h, y, theta), y, theta
             )
-            by_state, by_theta = transposed(cotangent)
-            return by_state, {name: slopes[name] + value for name, value in by_theta.items()}
+            by_state, by_theta = transposed(tree_unflatten(flat[k + n : k + 2 * n], spec))
+            slopes = zip(names, flat[k + 2 * n :], strict=True)
+            return (*tree_leaves(by_state), *(slope + by_theta[name] for name, slope in slopes))
 
-        return self._keep("pull", method, back) if compiled else back
+        return self._keep(("pull", method, tuple(names), str(spec)), back) if compiled else back
 
-    def _keep(self, kind: str, method: Tableau | Splitting, function: Callable) -> Any:
-        if (kind, method) not in self._kept:
-            options: dict[str, Any] = {"guard_filter_fn": _of_tensors}
-            code = torch.compile(function, fullgraph=True, options=options)
-            self._kept[kind, method] = lambda *arguments: code(*_any_number_of_lanes(arguments))
-        return self._kept[kind, method]
-
-
-def _of_tensors(guards: Any) -> list[bool]:
-    """The guards of the tensors that go in: those of the module's insides take a third of a step's time."""
-    return [g.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") and "_called" not in g.name for g in guards]
-
-
-def _any_number_of_lanes(arguments: Any) -> Any:
-    """Arguments marked so that compiled code serves every number ≥ 2 of lanes in the first dimension.
-
-    At every call: code that was made for marked tensors does not serve others.
-    """
-    for leaf in tree_leaves(arguments):
-        if leaf.ndim and len(leaf) > 1:
-            torch._dynamo.maybe_mark_dynamic(leaf, 0)
-    return arguments
+    def _keep(self, key: tuple[Any, ...], function: Function) -> Compiled:
+        if key not in self._kept:
+            self._kept[key] = Compiled(function)
+        return self._kept[key]
 
 
 def one_step(

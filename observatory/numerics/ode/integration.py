@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from observatory.numerics.ode.compiled import Compiled, Repeated
 from observatory.numerics.ode.continuous import Continuous, integrated_adjoint
-from observatory.numerics.ode.discrete import Sweep, reversible
+from observatory.numerics.ode.discrete import Sweep, plain, reversible
 from observatory.numerics.ode.explicit import State, Theta
 from observatory.numerics.ode.field import VectorField
 from observatory.numerics.ode.grid import Grid
@@ -67,18 +68,17 @@ def integrate(
             raise ValueError(
                 f"states are float32 or float64, got {leaf.dtype}: smaller ones do not resolve a step"
             )
-    if gradient == "plain" or (gradient == "checkpointed" and torch._C._are_functorch_transforms_active()):
-        step = field.step(rule, compiled=compiled)
-        saved, wanted = [y], set(grid.saves)
-        for k, (t, h) in enumerate(zip(grid.starts.unbind(), grid.sizes.unbind(), strict=True), start=1):
-            y = step(t, h, y, everything)
-            if k in wanted:
-                saved.append(y)
-        return tree_map(lambda *states: torch.stack(states), *saved)
-    if gradient == "checkpointed":
-        kept = len(grid) - 1 if snapshots is None else min(snapshots, len(grid) - 1)
-        step, pull = field.step(rule, compiled=compiled), field.pull(rule, compiled=compiled)
-        return reversible(Sweep(grid, step, pull, kept), y, everything)
+    if gradient in ("plain", "checkpointed"):
+        names = list(everything)
+        leaves, spec = tree_flatten(y)
+        step, pull = (make(rule, names, spec, compiled=compiled) for make in (field.step, field.pull))
+        if gradient == "plain" or torch._C._are_functorch_transforms_active():
+            states = plain(Sweep(grid, step, pull, 0), tuple(leaves), tuple(everything.values()))
+        else:
+            kept = len(grid) - 1 if snapshots is None else min(snapshots, len(grid) - 1)
+            step, pull = (Repeated(f) if isinstance(f, Compiled) else f for f in (step, pull))
+            states = reversible(Sweep(grid, step, pull, kept), tuple(leaves), tuple(everything.values()))
+        return tree_unflatten(list(states), spec)
     if gradient in ("interpolated", "backsolve"):
         if not isinstance(rule, Tableau):
             raise ValueError(f"the adjoint equation is solved by Runge-Kutta methods, not by {method}")

@@ -1,0 +1,95 @@
+"""Compiled code for functions of tensors that are called thousands of times with tensors of one layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor import config
+
+Flat = tuple[Tensor, ...]
+Function = Callable[..., Flat]  # of tensors
+BACKEND = "inductor"
+
+
+class Compiled:
+    """A function of tensors as compiled code, for any number of lanes in the first dimension."""
+
+    def __init__(self, function: Function) -> None:
+        options: dict[str, Any] = {"guard_filter_fn": _of_tensors}
+        self._code = torch.compile(function, fullgraph=True, backend=self._made, options=options)
+        self.reached: tuple[Callable, tuple[Any, ...], Flat] | None = None
+
+    def __call__(self, *tensors: Tensor) -> Flat:
+        """Checks that the code was made for such tensors, and makes other code where it was not."""
+        for tensor in tensors:  # at every call: code that was made for marked tensors does not serve others
+            if tensor.ndim and len(tensor) > 1:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        results: Flat = self._code(*tensors)
+        return results
+
+    def _made(self, graph: Any, examples: Any) -> Callable:
+        """A backend that notes which code a call comes to, with what, and what it returns."""
+        with config.patch(size_asserts=False):  # a tenth of a step's time; `Repeated` compares the layouts
+            code = torch._dynamo.lookup_backend(BACKEND)(graph, examples)
+
+        def noted(*arguments: Any) -> Flat:
+            results: Flat = code(*arguments)
+            self.reached = (code, arguments, results)
+            return results
+
+        return noted
+
+
+class Repeated:
+    """Calls compiled code past the checks of its arguments, which take longer than a step of a small system.
+
+    For one loop, in which nothing needs a gradient: the first call is checked, and so is every one whose
+    tensors have another layout than those of the last checked one.
+    """
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled
+        self._layouts: list[tuple[Any, ...]] = []  # of the tensors of the checked call; empty: check the next
+        self._code: Callable = compiled
+        self._arguments: list[tuple[int, Any]] = []  # of the code: which tensor; or none (-1) but a constant
+        self._results: list[int] = []  # which of what the code returns
+
+    def __call__(self, *tensors: Tensor) -> Flat:
+        if not self._layouts or any(map(_differs, tensors, self._layouts)):
+            return self._checked(tensors)
+        found = self._code(*[constant if k < 0 else tensors[k] for k, constant in self._arguments])
+        return tuple([found[k] for k in self._results])
+
+    def _checked(self, tensors: Flat) -> Flat:
+        results = self._compiled(*tensors)
+        assert self._compiled.reached is not None  # this call has come to some code
+        self._code, arguments, found = self._compiled.reached
+        self._compiled.reached = None  # or the tensors would live on
+        place = {id(tensor): k for k, tensor in enumerate(tensors)}
+        returned = {id(tensor): k for k, tensor in enumerate(found)}
+        self._arguments = [
+            (place[id(a)], None) if id(a) in place else (-1, a) for a in arguments
+        ]  # sizes and tensors of the module's own are the same at every call
+        self._results = [returned.get(id(tensor), -1) for tensor in results]
+        apart = len(place) == len(tensors) and -1 not in self._results  # no tensor twice, none handed through
+        self._layouts = [(t.dtype, t.device, t.shape, t.stride()) for t in tensors] if apart else []
+        return results
+
+
+def _differs(tensor: Tensor, layout: tuple[Any, ...]) -> bool:
+    dtype, device, shape, stride = layout
+    return (
+        tensor.dtype is not dtype
+        or tensor.shape != shape
+        or tensor.stride() != stride
+        or tensor.device != device
+    )
+
+
+def _of_tensors(guards: Any) -> list[bool]:
+    """The guards of the tensors that go in: those of the module's insides take a third of a step's time."""
+    kinds = ("TENSOR_MATCH", "SHAPE_ENV", "DUPLICATE_INPUT")
+    return [g.guard_type in kinds and "_called" not in g.name for g in guards]
