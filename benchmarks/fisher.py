@@ -1,7 +1,7 @@
 """Fisher traces side by side with nngeometry, BackPACK and curvlinops; sampled ones against a training step.
 
 Everybody's first value is compared with ours. Times are the best of several rounds in which all take turns,
-one thread. Ratios are theirs over ours. Peers that are not installed are left out (extra `peers`).
+a training step among them, one thread. Ratios are theirs over ours. Peers that are not installed are left out (extra `peers`).
 
     python benchmarks/fisher.py [--networks mlp cnn resnet18] [--examples 64] [--device cpu]
 """
@@ -18,7 +18,7 @@ import torch
 from networks import NETWORKS, examples
 from torch import Tensor, nn
 
-ROUNDS = 5
+ROUNDS = 10
 Trace = Callable[[], float]
 
 
@@ -139,9 +139,6 @@ def compare(network: str, n: int, device: str) -> None:
 
     net, x, y = fresh()
     step = training_step(net.train(), x, y)
-    step()
-    seconds = rounds({"step": step}, device)["step"]
-    print(f"{network:9} {n:4} {'training step':18} {'':24} {1e3 * seconds:9.1f} ms")
     for what, contenders in CONTENDERS.items():
         made: dict[str, Trace] = {}
         values: dict[str, float] = {}
@@ -154,8 +151,11 @@ def compare(network: str, n: int, device: str) -> None:
             except Exception as error:  # whatever a peer cannot do is a line of the table
                 reason = str(error).strip().split("\n")[0][:60]
                 print(f"{network:9} {n:4} {what:18} {who:24} {'none':>9}     {reason}")
-        times = rounds(made, device)
+        step()
+        times = rounds({"step": step} | made, device)
+        seconds = times.pop("step")
         base = next(iter(times.values()))
+        print(f"{network:9} {n:4} {what:18} {'a training step':24} {1e3 * seconds:9.1f} ms")
         for who, t in times.items():
             line = f"{network:9} {n:4} {what:18} {who:24} {1e3 * t:9.1f} ms {t / base:7.2f} of ours"
             print(f"{line} {t / seconds:7.2f} steps   Tr F = {values[who]:.6g}", flush=True)
