@@ -121,7 +121,7 @@ def _count(x: Tensor, rows: Tensor, radii: Tensor, *, dtype: torch.dtype | None,
     if x.shape[1] <= TREE_DIMENSIONS and x.device.type == "cpu":
         return _count_by_tree(x, rows, radii)
     working = x.to(dtype or (torch.float64 if x.device.type == "cpu" else torch.float32))
-    norms = working.square().sum(1)
+    norms = torch.linalg.vector_norm(working, dim=1).square()
     limits = radii.square().to(working)
     counts = torch.empty(len(rows), len(radii), dtype=torch.int64, device=x.device)
     size = max(1, chunk_rows(len(x), working, chunk_bytes) // 4)  # comparing takes as much memory twice
