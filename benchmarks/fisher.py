@@ -1,7 +1,8 @@
 """Fisher traces side by side with nngeometry, BackPACK and curvlinops; sampled ones against a training step.
 
 Everybody's first value is compared with ours. Times are the best of several rounds in which all take turns,
-a training step among them, one thread. Ratios are theirs over ours. Peers that are not installed are left out (extra `peers`).
+a training step among them, one thread. Ratios are theirs over ours. Peers that are not installed are left out
+(extra `peers`).
 
     python benchmarks/fisher.py [--networks mlp cnn resnet18] [--examples 64] [--device cpu]
 """
