@@ -99,12 +99,12 @@ def _between(found: Sequence[_Exponents]) -> list[Finding]:
     at = f"{gap[most]:.2f} ± {noise[most]:.2f} for {found[0].choices[most]}"
     who = f"{found[high[most]].name} above {found[low[most]].name}"
     if gap[most] < 3 * noise[most]:
-        return [Finding(f"Between the runs ψ differs by at most {at} ({who}): what is swept does not show.")]
+        return [Finding(f"ψ is the same in all runs within its errors; it differs most by {at} ({who}).")]
     among = int((gap[complete] >= 3 * noise[complete]).sum())
     return [
         Finding(
-            f"Between the runs ψ differs by {at} ({who}), and by more than three standard errors for {among} "
-            f"of {int(complete.sum())} choices of the analysis: what is swept matters."
+            f"The runs differ: ψ by {at} ({who}), and by more than three standard errors for {among} of "
+            f"{int(complete.sum())} choices of the analysis."
         )
     ]
 
@@ -148,7 +148,7 @@ def _panel(found: Sequence[_Exponents]) -> Panel:
     axis.set_yticks(place, list(choices))
     axis.set_xlabel("exponent ψ ± standard error")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(fontsize=8, framealpha=1, edgecolor="none")
     return Panel(
         "The exponent by choice",
         figure,

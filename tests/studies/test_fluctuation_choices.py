@@ -22,13 +22,13 @@ SCALARS = (
             [4.0, np.nan],
             "warning",
             "from -2.00 (ranks 2-10, a) to 4.00 (ranks 2-10, b)",
-            "ψ differs by 6.00 ± 0.14 for ranks 2-10 (b above a), and by more than three standard",
+            "ψ by 6.00 ± 0.14 for ranks 2-10 (b above a), and by more than three",
         ),
         (
             [-1.8, -1.9],
             "result",
             "does not depend",
-            "at most 0.20 ± 0.14 for ranks 2-10 (b above a): what is swept does not show",
+            "the same in all runs within its errors; it differs most by 0.20 ± 0.14 for ranks 2-10",
         ),
     ],
 )
