@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -107,9 +106,7 @@ def estimators(n: int, d: int, repeats: int) -> None:
         dtype = getattr(torch, name)
         seconds[name], (found[name], after) = _least(lambda: ours(x, dtype), repeats + 3)  # noqa: B023
         command = [sys.executable, __file__, "--memory", str(n), str(d), name]
-        # what is needed, without the freed pages that glibc keeps: they come and go from run to run
-        system = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-        out = subprocess.run(command, capture_output=True, text=True, check=True, env=system).stdout
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(f"  ours, {name}   {seconds[name]:7.3f} s, of which after the neighbours {after:.3f} s; "
               f"error bars {bars(found[name]):.3f} s more; memory +{float(out):.0f} MB")  # fmt: skip
     pairs = [(found["float32"][name].value, one.value) for name, one in found["float64"].items()]
