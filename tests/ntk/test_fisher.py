@@ -1,4 +1,4 @@
-"""Fisher traces and spectra against closed forms, the explicit Fisher matrix, and their own error bars."""
+"""Fisher traces against closed forms and the explicit Fisher matrix; what is refused."""
 
 from __future__ import annotations
 
@@ -7,58 +7,13 @@ import math
 import pytest
 import torch
 from cases import CASES, jacobian, make
+from fisher_by_definition import NAMES, explicit, small, targets_for
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from observatory.looking import ModelFunction
 from observatory.ntk.fisher import fisher_trace, fisher_trace_by_layer
-from observatory.ntk.fisher_estimators import FisherDirections, whole_batch_values
-from observatory.ntk.fisher_gram import fisher_spectrum, gradient_noise
-from observatory.ntk.fisher_likelihoods import Likelihood, output_likelihood
-from observatory.ntk.norms import squared_gradient_norms
-
-NAMES: tuple[Likelihood, ...] = ("categorical", "bernoulli", "poisson", "gaussian")
-
-
-def curvature(name: Likelihood, f: Tensor, sigma2: float = 1.0) -> Tensor:
-    """H_i = -∂² ln p/∂f², (N, C', C'), by automatic differentiation of -ln p."""
-    shape = f.shape[1:]
-
-    def loss(one: Tensor) -> Tensor:
-        one = one.reshape(shape)
-        if name == "categorical":
-            return one.logsumexp(-1).sum()
-        if name == "bernoulli":
-            return nn.functional.softplus(one).sum()
-        return one.exp().sum() if name == "poisson" else one.square().sum() / (2 * sigma2)
-
-    hessian = torch.func.jacrev(torch.func.grad(loss))
-    return torch.func.vmap(hessian)(f.detach().flatten(1) if f.ndim > 1 else f.detach()[:, None])
-
-
-def targets_for(name: Likelihood, f: Tensor) -> Tensor:
-    if name == "categorical":
-        return torch.randint(f.shape[-1], f.shape[:-1])
-    if name == "gaussian":
-        return torch.randn(f.shape, dtype=torch.float64)
-    return torch.randint(2, f.shape).double()
-
-
-def explicit(module: nn.Module, x: Tensor, name: Likelihood) -> Tensor:
-    """F = (1/N) Σ J_iᵀ H_i J_i, (P, P)."""
-    j, f = jacobian(module, x), ModelFunction.of(module)(x)
-    return torch.einsum("icp,icd,idq->pq", j, curvature(name, f), j) / len(x)
-
-
-def small(n: int = 50) -> tuple[nn.Module, Tensor, Tensor]:
-    """A 7-6-4 tanh network of moderately certain predictions."""
-    net = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 4)).double()
-    with torch.no_grad():
-        net[2].weight.mul_(3)
-    return net, torch.randn(n, 7, dtype=torch.float64), torch.randint(4, (n,))
-
-
-# Values
+from observatory.ntk.fisher_gram import fisher_spectrum
 
 
 def test_linear_softmax():
@@ -190,183 +145,6 @@ def test_single_precision_and_device(device):
 
 
 # The estimators
-
-
-def gram(net: nn.Module, x: Tensor) -> Tensor:
-    """A = L_iᵀ Θ_ij L_j, (N, C, N, C), from the explicit Jacobian."""
-    f = ModelFunction.of(net)(x).detach()
-    p = f.softmax(-1)
-    root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
-    rows = torch.einsum("icp,ica->iap", jacobian(net, x), root)
-    return torch.einsum("iap,jbp->iajb", rows, rows)
-
-
-def draws_of(estimator: str, net: nn.Module, x: Tensor, draws: int) -> Tensor:
-    """Independent estimates of Tr F."""
-    whom = lambda outputs: output_likelihood("categorical", None, outputs)  # noqa: E731
-    generator = torch.Generator().manual_seed(3)
-    function = ModelFunction.of(net)
-    if estimator in ("summed", "hutchinson"):
-        return whole_batch_values(estimator, function, x, whom, None, draws, generator)[0] / len(x)
-    parts = [FisherDirections(estimator, whom, None, 250, generator) for _ in range(draws // 250)]
-    return torch.cat([squared_gradient_norms(function, x, part).mean(1) for part in parts])
-
-
-@pytest.mark.parametrize("estimator", ["sampled", "rademacher", "summed", "hutchinson"])
-def test_estimators_are_unbiased_with_the_variance_of_the_table(estimator, n=50, draws=2000):
-    net, x, _ = small(n)
-    a, p = gram(net, x), net(x).softmax(-1).detach()
-    blocks = a[range(n), :, range(n), :]
-    trace = blocks.diagonal(dim1=1, dim2=2).sum() / n
-    fisher = explicit(net, x, "categorical")
-    labels = torch.eye(4, dtype=torch.float64) - p[:, None, :]  # (i, y, c): score of every label
-    n_iy = torch.einsum("iyc,icp->iyp", labels, jacobian(net, x)).square().sum(-1)
-    off = blocks.square().sum() - blocks.diagonal(dim1=1, dim2=2).square().sum()
-    matrix = a.reshape(4 * n, 4 * n)
-    variance = {
-        "sampled": ((p * n_iy.square()).sum(1) - (p * n_iy).sum(1).square()).sum() / n**2,
-        "rademacher": 2 * off / n**2,
-        "summed": 2 * (matrix.square().sum() - matrix.diagonal().square().sum()) / n**2,
-        "hutchinson": 2 * (fisher.square().sum() - fisher.diagonal().square().sum()),
-    }[estimator]
-    values = draws_of(estimator, net, x, draws)
-    assert abs(values.mean() - trace) < 4 * (variance / draws).sqrt()
-    assert values.var().item() == pytest.approx(variance.item(), rel=0.1 if estimator != "summed" else 0.2)
-
-
-@pytest.mark.parametrize("estimator", ["sampled", "rademacher", "summed", "hutchinson"])
-def test_standard_errors_cover_the_exact_value(estimator):
-    net, x, _ = small()
-    exact = fisher_trace(net, x, likelihood="categorical").value
-    draws = 2 if estimator in ("sampled", "rademacher") else 40
-    inside = 0
-    for seed in range(200):
-        found = fisher_trace(
-            net, x, likelihood="categorical", estimator=estimator, draws=draws,
-            generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-        inside += bool(abs(found.value - exact) < 2 * found.standard_error)
-    assert 180 <= inside <= 198
-
-
-@pytest.mark.parametrize("estimator", ["exact", "sampled"])
-def test_sampling_errors_cover_the_value_of_the_population(estimator):
-    net, everything, _ = small(20_000)
-    exact = fisher_trace(net, everything, likelihood="categorical").value
-    inside = 0
-    for seed in range(200):
-        found = fisher_trace(
-            net, everything[100 * seed : 100 * seed + 100], likelihood="categorical", estimator=estimator,
-            draws=1, generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-        inside += bool(abs(found.value - exact) < 2 * found.sampling_error)
-    assert 180 <= inside <= 198
-
-
-def test_many_outputs_are_sampled_by_default():
-    net, x = nn.Linear(5, 40).double(), torch.randn(30, 5, dtype=torch.float64)
-    found, exact = (fisher_trace(net, x, likelihood="categorical", estimator=e) for e in ("auto", "exact"))
-    assert found.standard_error > 0 and exact.standard_error == 0
-    assert abs(found.value - exact.value) < 5 * found.standard_error
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_sampled_labels_follow_every_likelihood(name):
-    net, x, _ = small(400)
-    exact = fisher_trace(net, x, likelihood=name, sigma2=0.5)
-    found = fisher_trace(net, x, likelihood=name, sigma2=0.5, estimator="sampled", draws=4)
-    assert abs(found.value - exact.value) < 5 * found.standard_error
-
-
-def test_same_generator_same_estimate_and_no_stream_moves():
-    net, x, _ = small()
-    before = torch.get_rng_state()
-    one, two = (fisher_trace(net, x, likelihood="categorical", estimator="sampled") for _ in range(2))
-    assert one.value == two.value and torch.equal(before, torch.get_rng_state())
-    assert all(p.grad is None for p in net.parameters())
-
-
-# Data sets
-
-
-def test_loader_is_the_sum_of_its_batches():
-    net, x, y = small(70)
-    loader = DataLoader(TensorDataset(x, y), 16, shuffle=True)
-    before = torch.get_rng_state()
-    for kind in ("true", "empirical"):
-        streamed, whole = fisher_trace(net, loader, kind=kind), fisher_trace(net, x, y, kind=kind)
-        assert streamed.examples == 70
-        assert streamed.value.item() == pytest.approx(whole.value.item(), rel=1e-12)
-        assert streamed.sampling_error.item() == pytest.approx(whole.sampling_error.item(), rel=1e-9)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_first_examples_of_a_loader():
-    net, x, y = small(70)
-    streamed = fisher_trace(net, DataLoader(TensorDataset(x, y), 16), max_examples=40)
-    assert streamed.examples == 40
-    assert streamed.value.item() == pytest.approx(fisher_trace(net, x[:40], y[:40]).value.item(), rel=1e-12)
-    named = DataLoader([{"image": a, "label": b} for a, b in zip(x, y, strict=True)], 16)
-    found = fisher_trace(net, named, inputs=lambda b: b["image"], targets=lambda b: b["label"])
-    assert found.value.item() == pytest.approx(fisher_trace(net, x, y).value.item(), rel=1e-12)
-
-
-# The spectrum
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_spectrum_is_that_of_the_explicit_matrix(name):
-    net, x, _ = small(6)
-    expected = torch.linalg.eigvalsh(explicit(net, x, name)).flip(0)
-    found = fisher_spectrum(net, x, likelihood=name)
-    size = min(len(expected), len(found.eigenvalues))
-    assert (found.eigenvalues[:size] - expected[:size]).abs().max() <= 1e-12 * expected[0]
-    assert found.frobenius.item() == pytest.approx(explicit(net, x, name).norm().item(), rel=1e-12)
-    trace = fisher_trace(net, x, likelihood=name).value
-    assert found.trace.item() == pytest.approx(trace.item(), rel=1e-12)
-
-
-@pytest.mark.parametrize("name", ["categorical", "poisson"])
-def test_empirical_and_centred_spectrum(name):
-    net, x, _ = small(12)
-    f = ModelFunction.of(net)(x).detach()
-    y = targets_for(name, f)
-    whom = output_likelihood(name, y, 4)
-    scores = torch.einsum("ic,icp->ip", whom.score(f, y), jacobian(net, x))
-    second = scores.T @ scores / 12
-    covariance = second - torch.outer(scores.mean(0), scores.mean(0))
-    for kind, matrix in (("empirical", second), ("covariance", covariance)):
-        expected = torch.linalg.eigvalsh(matrix).flip(0)[:12]
-        found = fisher_spectrum(net, x, y, kind=kind, likelihood=name).eigenvalues
-        assert (found - expected).abs().max() <= 1e-12 * expected[0]
-
-
-def test_signal_and_noise_of_the_gradient():
-    net, x, y = small(12)
-    rows = torch.stack(
-        [
-            torch.cat(
-                [g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)]
-            )
-            for loss in nn.functional.cross_entropy(net(x), y, reduction="none")
-        ]
-    )
-    found = gradient_noise(net, x, y)
-    mean = rows.mean(0)
-    assert found.signal.item() == pytest.approx(mean.square().sum().item(), rel=1e-12)
-    assert found.signal.item() == pytest.approx((rows @ rows.T).sum().item() / 144, rel=1e-12)
-    noise = (rows - mean).square().sum(1).mean().item()
-    assert found.noise.item() == pytest.approx(noise, rel=1e-12)
-    assert found.noise_scale.item() == pytest.approx(noise / mean.square().sum().item(), rel=1e-12)
-    assert found.mean_square.item() == pytest.approx(
-        fisher_trace(net, x, y, kind="empirical").value.item(), rel=1e-12
-    )
-    assert found.noise.item() == pytest.approx(
-        fisher_spectrum(net, x, y, kind="covariance").trace.item(), rel=1e-10
-    )
-
-
-# What is refused
 
 
 class Centred(nn.Module):
