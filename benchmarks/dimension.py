@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def estimators(n: int, d: int, repeats: int) -> None:
     print(f"N = {n}, D = {d}: all neighbour estimators together")
     for name in ("float32", "float64"):
         dtype = getattr(torch, name)
-        seconds[name], (found[name], after) = _least(lambda: ours(x, dtype), repeats + 3)  # noqa: B023
+        seconds[name], (found[name], after) = _least(partial(ours, x, dtype), repeats + 3)
         command = [sys.executable, __file__, "--memory", str(n), str(d), name]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(f"  ours, {name}   {seconds[name]:7.3f} s, of which after the neighbours {after:.3f} s; "

@@ -115,4 +115,4 @@ def _sum(terms: Sequence[Carried]) -> Carried:
     if len(terms) == 1:
         return terms[0]
     largest = torch.stack([exponent for _, exponent in terms]).max()
-    return _scaled(sum(v * torch.exp2(exponent - largest) for v, exponent in terms), largest)  # type: ignore[arg-type]
+    return _scaled(torch.stack([v * torch.exp2(exponent - largest) for v, exponent in terms]).sum(0), largest)

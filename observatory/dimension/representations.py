@@ -134,9 +134,8 @@ class _Recorder:
         size = next(len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
         with torch.no_grad(), hooked(function.twin, self.before, self.after):
             for start in range(0, size, BATCH):
-                part = slice(start, start + BATCH)
                 self.calls, self.called = 0, set()
-                function(tree_map(lambda leaf: leaf[part] if isinstance(leaf, Tensor) else leaf, inputs))  # noqa: B023
+                function(_rows(inputs, slice(start, start + BATCH)))
         if lost := [place[1] for place, parts in self.found.items() if not parts]:
             raise ValueError(f"layer {lost[0]} is not called when the network runs on the probe")
         return {place: torch.cat(parts) for place, parts in self.found.items()}
@@ -170,3 +169,7 @@ class _Recorder:
 
 def _chosen(units: int, number: int) -> Tensor:
     return torch.randperm(units, generator=torch.Generator().manual_seed(0))[:number].sort().values
+
+
+def _rows(inputs: Any, at: slice) -> Any:
+    return tree_map(lambda leaf: leaf[at] if isinstance(leaf, Tensor) else leaf, inputs)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import config
 
 Flat = tuple[Tensor, ...]
 Function = Callable[..., Flat]  # of tensors
@@ -32,6 +31,8 @@ class Compiled:
 
     def _made(self, graph: Any, examples: Any) -> Callable:
         """A backend that notes which code a call comes to, with what, and what it returns."""
+        from torch._inductor import config  # of no use before something is compiled
+
         with config.patch(size_asserts=False):  # a tenth of a step's time; `Repeated` compares the layouts
             code = torch._dynamo.lookup_backend(BACKEND)(graph, examples)
 
