@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from observatory.looking.freed_memory import keep_freed_memory
 from observatory.looking.twin import copy_with, unwrapped, weightless_twin
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -72,13 +73,15 @@ class ModelFunction:
             TypeError: if `model` is neither a module nor a `ModelFunction`.
         """
         if isinstance(model, ModelFunction):
+            if forward is None and output is None and select is None:
+                return model
             chosen = model if select is None else replace(model, selected=_select(model.selected, select))
             return replace(chosen, forward=forward or model.forward, output=output or model.output)
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
         module = unwrapped(model)
         trainable = [name for name, p in module.named_parameters() if p.requires_grad]
-        return cls(
+        function = cls(
             twin=weightless_twin(module),
             parameters={name: p.detach() for name, p in module.named_parameters()},
             buffers={name: b.detach() for name, b in module.named_buffers()},
@@ -86,6 +89,9 @@ class ModelFunction:
             forward=forward,
             output=output,
         )
+        if function.device.type == "cpu":
+            keep_freed_memory()
+        return function
 
     def module(self) -> nn.Module:
         """An ordinary module of the same tensors, in evaluation mode; its buffers are copies.

@@ -33,19 +33,31 @@ class ConvolutionFactors(SiteFactors):
 
     def _patches(self, at: slice) -> Tensor:
         images = self._images[at]
-        frame, interior = self._frame(len(images))
-        interior.copy_(images)
+        frame = self._frame(len(images))
+        self._interior(frame).copy_(images)
         return self._windows(frame).reshape(len(images), self.groups, self.sites, self.inputs)
 
     def blocks(self, step: int) -> Iterator[Tensor]:
-        frame, interior = self._frame(min(step, self.n))
-        windows = self._windows(frame)
-        patches = windows.new_empty(windows.shape)
+        frame = self._frame(min(step, self.n), channels_last=not self._runs_along_pixels)
+        interior, windows = self._interior(frame), self._windows(frame)
+        if self._runs_along_pixels:
+            rank = len(self.kernel)
+            windows = windows.permute(0, 1, *range(3 + rank, windows.ndim), *range(2, 3 + rank))
+        copied = windows.new_empty(windows.shape)
+        if self._runs_along_pixels:
+            patches = copied.view(len(frame), self.groups, self.inputs, self.sites).mT
+        else:
+            patches = copied.view(len(frame), self.groups, self.sites, self.inputs)
         for images in self._images.split(step):  # in memory that is used again
             n = len(images)
             interior[:n].copy_(images)
-            patches[:n].copy_(windows[:n])
-            yield patches[:n].view(n, self.groups, self.sites, self.inputs)
+            copied[:n].copy_(windows[:n])
+            yield patches[:n]
+
+    @property
+    def _runs_along_pixels(self) -> bool:
+        """Whether windows have longer runs in memory along a row of sites than along kernel and channels."""
+        return self.call.shape[-1] > self.kernel[-1] * self.channels
 
     def _weight_norms(self, rows: Sequence[Tensor]) -> Tensor:
         if not self._as_grouped_convolution:
@@ -71,26 +83,35 @@ class ConvolutionFactors(SiteFactors):
         """Whether to form the weight's gradients as that of one convolution in which examples are groups.
 
         It makes no patches, so it is faster where sites outnumber outputs; elsewhere products of matrices
-        are, and where there is no fast convolution.
+        are, and for a few channels, and where there is no fast convolution.
         """
         x = self.call.input
         fast = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-        return fast and (self.channels <= 4 or self.channels % 16 == 0) and self.sites > self.outputs
+        return fast and (self.channels == 1 or self.channels % 16 == 0) and self.sites > self.outputs
 
     @property
     def _images(self) -> Tensor:
         """(n, r, channels, *pixels)"""
         return self.by_example(self.call.input[None])[0]
 
-    def _frame(self, n: int) -> tuple[Tensor, Tensor]:
-        """Zeros for n padded images, (n, r, *pixels, channels), and where the images go, as `_images` are."""
+    def _frame(self, n: int, *, channels_last: bool = True) -> Tensor:
+        """Zeros for n padded images, (n, r, *pixels, channels), in this or in the images' order in memory."""
         r, channels, *pixels = self._images.shape[1:]
-        padding = self._padding(self.dilation) or [0] * (2 * len(pixels))
-        sides = list(zip(padding[::2], padding[1::2], strict=True))[::-1]  # of each axis, left and right
-        padded = [size + left + right for size, (left, right) in zip(pixels, sides, strict=True)]
-        frame = self.call.input.new_zeros(n, r, *padded, channels)
-        inside = [slice(left, left + size) for size, (left, _) in zip(pixels, sides, strict=True)]
-        return frame, frame[(slice(None), slice(None), *inside)].movedim(-1, 2)
+        padded = [size + left + right for size, (left, right) in zip(pixels, self._sides(), strict=True)]
+        if channels_last:
+            return self.call.input.new_zeros(n, r, *padded, channels)
+        return self.call.input.new_zeros(n, r, channels, *padded).movedim(2, -1)
+
+    def _interior(self, frame: Tensor) -> Tensor:
+        """Where the images go in a frame, as `_images` are."""
+        pixels = self._images.shape[3:]
+        inside = [slice(left, left + size) for size, (left, _) in zip(pixels, self._sides(), strict=True)]
+        return frame[(slice(None), slice(None), *inside)].movedim(-1, 2)
+
+    def _sides(self) -> list[tuple[int, int]]:
+        """Padding left and right of each axis."""
+        padding = self._padding(self.dilation) or [0] * (2 * len(self.kernel))
+        return list(zip(padding[::2], padding[1::2], strict=True))[::-1]
 
     def _windows(self, frame: Tensor) -> Tensor:
         """What each site sees of padded images, a view (n, groups, r, *sites, *kernel, group's channels)."""

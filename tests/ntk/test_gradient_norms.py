@@ -102,6 +102,10 @@ def test_every_way_gives_the_same_norms(name, way, numbers, monkeypatch):
         (nn.Conv2d(3, 4, 4, padding="same", padding_mode="reflect", bias=False), (3, 5, 5)),
         (nn.Conv2d(4, 6, 3, stride=3, groups=2), (4, 8, 7)),
         (nn.Conv3d(2, 3, (2, 3, 2), stride=(1, 2, 1), padding=1), (2, 4, 5, 3)),
+        # wide images: their patches lie in memory along the pixels
+        (nn.Conv1d(2, 3, 3, stride=2, padding=2, dilation=2), (2, 31)),
+        (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (4, 6, 13)),
+        (nn.Conv3d(1, 2, 2, padding=(1, 0, 1), bias=False), (1, 3, 2, 9)),
     ],
 )
 def test_norms_of_convolutions_are_those_of_autograd(layer, shape):
@@ -122,7 +126,7 @@ def test_norms_of_convolutions_are_those_of_autograd(layer, shape):
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), (3, 23)),
+        (nn.Conv1d(16, 4, 3, stride=2, padding=2, dilation=2), (16, 23)),
         (nn.Conv2d(16, 6, 3, padding=1), (16, 5, 4)),
         (nn.Conv2d(4, 4, (3, 2), padding="same", groups=4), (4, 5, 4)),
         (nn.Conv3d(2, 4, 2, padding=(1, 0, 1), groups=2, bias=False), (2, 3, 4, 3)),
