@@ -32,10 +32,25 @@ class ConvolutionFactors(SiteFactors):
         self.sites = call.shape.numel() // (n * self.out_channels)
 
     def _patches(self, at: slice) -> Tensor:
+        return self._windowed(at, self.inputs)
+
+    def _biased(self, at: slice) -> Tensor:
+        if not (self.weighted and self.biased):
+            return super()._biased(at)
+        patches = self._windowed(at, self.columns)
+        patches[..., -1] = 1
+        return patches
+
+    def _windowed(self, at: slice, columns: int) -> Tensor:
+        """(n, groups, sites, columns), of which the first ones are the inputs and others are left open."""
         images = self._images[at]
         frame = self._frame(len(images))
         self._interior(frame).copy_(images)
-        return self._windows(frame).reshape(len(images), self.groups, self.sites, self.inputs)
+        windows = self._windows(frame)
+        patches = windows.new_empty(len(images), self.groups, self.sites, columns)
+        inputs = patches[..., : self.inputs].unflatten(3, (*self.kernel, self.channels))
+        inputs.unflatten(2, windows.shape[2 : -1 - len(self.kernel)]).copy_(windows)
+        return patches
 
     def blocks(self, step: int) -> Iterator[Tensor]:
         frame = self._frame(min(step, self.n), channels_last=not self._runs_along_pixels)

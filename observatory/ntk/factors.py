@@ -21,6 +21,7 @@ from torch.nn import functional
 from observatory.looking.calls import LayerCall
 
 CACHED_NUMBERS = 2**18  # of patches or gradients that stay in a CPU's cache
+REREAD_NUMBERS = 2**20  # of patches that are read again for each direction
 FORMED_NUMBERS = 2**22  # of those that are formed at a time elsewhere
 
 Layout = Literal["outer", "inner", "second"]  # of examples: (N·r, ...), (r·N, ...), (r, N, ...)
@@ -125,9 +126,9 @@ class SiteFactors(Factors):
         out = rows[0].new_empty(shape) if out is None else out.view(shape)
         whole = rows[0].shape[2] == self.outputs and len(rows) > 1
         step = (
-            max(1, CACHED_NUMBERS // (self.groups * self.sites * self.columns)) if len(rows) > 1 else self.n
+            max(1, REREAD_NUMBERS // (self.groups * self.sites * self.columns)) if len(rows) > 1 else self.n
         )
-        for k in range(0, self.n, step):  # patches stay in the cache from one direction to the next
+        for k in range(0, self.n, step):  # patches stay near from one direction to the next
             some = slice(k, k + step)
             # used once for some directions, they are made where they are needed: memory is dearer than that
             patches = (self._biased(some) if whole else self.patches[some]).flatten(0, 1)
