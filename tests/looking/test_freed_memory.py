@@ -16,7 +16,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 keep_freed_memory()
 faults(), faults()
-print(max(faults() for _ in range(5)))
+print(sorted(faults() for _ in range(9))[4])
 """
 
 
