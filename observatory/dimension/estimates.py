@@ -95,7 +95,9 @@ def estimates(h: Tensor, options: EstimateOptions, targets: Tensor | None = None
     found = _unknown(h, len(scales), options)
     if samples_not_finite(h):
         return found
-    near = nearest_neighbours(h, min(DEPTH, len(h) - 1), dtype=options.dtype, chunk_bytes=options.chunk_bytes)
+    near = nearest_neighbours(
+        h, min(DEPTH, len(h) - 1), dtype=options.dtype, chunk_bytes=options.chunk_bytes, indices=True
+    )
     found["points"], found["dropped"] = h.new_tensor(float(len(near))), h.new_tensor(float(near.dropped))
     if len(near) < 2:
         return {key: v if key in COUNTS else torch.zeros_like(v) for key, v in found.items()}

@@ -34,7 +34,7 @@ def inverse_dimensions_in_halves(
     """
     known = min(depth, len(neighbours) - 1)
     if neighbours.distances.shape[1] < known:
-        neighbours = nearest_neighbours(neighbours.points, known)
+        neighbours = nearest_neighbours(neighbours.points, known, indices=True)
     n, device = len(neighbours), neighbours.distances.device
     drawn = torch.rand(number, n, generator=torch.Generator().manual_seed(0))
     chosen = drawn.topk(n // 2, sorted=False).indices

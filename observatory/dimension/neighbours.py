@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from observatory.dimension.search import nearest
+from observatory.dimension.search import distances_alone, nearest
+from observatory.dimension.selection import ascending
 
 CHUNK_BYTES = 2**28
 FEW = 16  # columns in which most data have no equal rows
@@ -20,7 +23,7 @@ class Neighbours:
     """Distances of each point to its nearest other points; duplicates are counted once."""
 
     distances: Tensor  # (n, k), ascending along k, float64
-    indices: Tensor  # (n, k), rows of `points`
+    located: Tensor | Callable[[], Tensor] = field(repr=False)  # the indices, or what finds them
     points: Tensor  # (n, D), centred, float64; an orthogonal image with fewer columns where they suffice
     kept: Tensor  # (n,), rows of the data that the points are
     dropped: int  # duplicates
@@ -29,9 +32,19 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self.distances)
 
+    @cached_property
+    def indices(self) -> Tensor:
+        """(n, k), rows of `points`; searched when they are read, unless they came with the distances."""
+        return self.located() if callable(self.located) else self.located
+
 
 def nearest_neighbours(
-    x: Tensor, k: int = 64, *, dtype: torch.dtype | None = None, chunk_bytes: int = CHUNK_BYTES
+    x: Tensor,
+    k: int = 64,
+    *,
+    dtype: torch.dtype | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    indices: bool = False,
 ) -> Neighbours:
     """The k nearest neighbours of every point, in time N²D and memory chunk_bytes + 16 N k.
 
@@ -41,6 +54,8 @@ def nearest_neighbours(
         dtype: of the matrix product of distances; default float64 on a CPU and float32 elsewhere. Rows whose
             neighbours are too close for the precision are searched again in a higher one.
         chunk_bytes: upper bound of the memory for distances.
+        indices: search them with the distances even where they cost more; by default another search finds
+            them when they are read, as error bars from random halves do.
 
     Raises:
         ValueError: if x is not samples × units, has fewer than 3 samples or at most k of them, or is not
@@ -53,6 +68,7 @@ def nearest_neighbours(
         dtype = torch.float64 if x.device.type == "cpu" else torch.float32
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"distances are computed in float32 or float64, not in {dtype}")
+    search = partial(nearest if indices else distances_alone, dtype=dtype, chunk_bytes=chunk_bytes)
     kept = distinct_rows(points)
     points = _centred(points if len(kept) == len(points) else points[kept])
     while True:
@@ -61,10 +77,12 @@ def nearest_neighbours(
         if fewer < 1:
             empty = points.new_empty(len(points), 0)
             return Neighbours(empty, empty.long(), points, kept, len(x) - len(kept), 0)
-        distances, indices, again = nearest(points, fewer, dtype=dtype, chunk_bytes=chunk_bytes)
-        distinct = _distinct(distances, indices)
+        distances, found, again = search(points, fewer)
+        located = partial(_indices, points, fewer, dtype, chunk_bytes) if found is None else found
+        near = Neighbours(distances, located, points, kept, len(x) - len(kept), again)
+        distinct = _distinct(near)
         if bool(distinct.all()):
-            return Neighbours(distances, indices, points, kept, len(x) - len(kept), again)
+            return near
         points, kept = _centred(points[distinct]), kept[distinct]
 
 
@@ -96,14 +114,20 @@ def samples_not_finite(x: Tensor) -> int:
 def distinct_rows(x: Tensor) -> Tensor:
     """Indices of the first of each set of equal rows of (N, D), ascending."""
     few = x[:, :: max(1, x.shape[1] // FEW)]
+    sums = _bits(few).sum(1)  # modulo 2⁶⁴, of equal rows the same
+    if bool((ascending(sums).diff() != 0).all()):
+        return torch.arange(len(x), device=x.device)
     chosen = _first_of_equal(few)
     return chosen if len(chosen) == len(x) or few.shape == x.shape else _first_of_equal(x)
 
 
+def _bits(x: Tensor) -> Tensor:
+    return (x + 0.0).view(torch.int64)  # -0.0 becomes 0.0
+
+
 def _first_of_equal(x: Tensor) -> Tensor:
-    bits = (x + 0.0).view(torch.int64)  # -0.0 becomes 0.0
     weights = torch.randint(-(2**62), 2**62, (x.shape[1],), generator=torch.Generator().manual_seed(0))
-    hashed = (bits * (2 * weights + 1).to(x.device)).sum(1)  # modulo 2⁶⁴
+    hashed = (_bits(x) * (2 * weights + 1).to(x.device)).sum(1)  # modulo 2⁶⁴
     _, inverse = hashed.unique(return_inverse=True)
     order = torch.arange(len(x), device=x.device)
     first = torch.full_like(order, len(x)).scatter_reduce(0, inverse, order, "amin")
@@ -143,8 +167,15 @@ def _centred(x: Tensor) -> Tensor:
     return x - x.mean(0)
 
 
-def _distinct(distances: Tensor, indices: Tensor) -> Tensor:
+def _indices(points: Tensor, k: int, dtype: torch.dtype, chunk_bytes: int) -> Tensor:
+    return nearest(points, k, dtype=dtype, chunk_bytes=chunk_bytes)[1]
+
+
+def _distinct(near: Neighbours) -> Tensor:
     """False for points that are within `SAME` of one of lower index, (n,)."""
-    close = distances <= SAME * distances[:, -1].median()
-    own = torch.arange(len(distances), device=distances.device)[:, None]
-    return ~(close & (indices < own)).any(1)
+    limit = SAME * near.distances[:, -1].median()
+    alone = near.distances[:, 0] > limit
+    if bool(alone.all()):
+        return alone
+    own = torch.arange(len(near), device=near.distances.device)[:, None]
+    return ~((near.distances <= limit) & (near.indices < own)).any(1)

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from observatory.dimension.selection import places
+
 TILE = 1024  # most rows and columns of a tile: what a cache holds and a matrix product is fast for
 LEAST = 512  # rows and columns of a tile at least
 CERTAINTY = 3  # standard deviations by which that bound exceeds the k-th smallest
@@ -74,23 +76,20 @@ def _sample(k: int, n: int, size: int) -> tuple[int, int]:
 
 def _entries(x: Tensor, shuffle: Tensor, bounds: NDArray, k: int) -> Iterator[Found]:
     """Entries below the bounds of their points, from rows and columns of each tile; sets the bounds."""
-    n, d = x.shape
+    n = len(x)
     size = min(TILE, max(LEAST, n // 4))  # half of the tiles on the diagonal is computed in vain
     sample, rank = _sample(k, n, size)
-    right = x.new_ones(n, d + 2)  # x, ‖x‖², 1: norms come with the matrix product
+    x = x[shuffle]
+    norms = torch.linalg.vector_norm(x, dim=1).square()
     buffer, below = x.new_empty(size**2), np.empty(size**2, dtype=bool)
     for i in range(0, n, size):
         rows = slice(i, i + size)
-        new = right[rows]
-        new[:, :d] = x[shuffle[rows]]
-        new[:, d] = torch.linalg.vector_norm(new[:, :d], dim=1).square()
-        left = -2 * new
-        left[:, d], left[:, d + 1] = 1, new[:, d]
         for j in range(0, i + 1, size):
             columns = slice(j, j + size)
-            shape = (len(left), min(size, n - j))
+            shape = (len(x[rows]), len(x[columns]))
             area = math.prod(shape)
-            squares = torch.mm(left, right[columns].T, out=buffer[:area].view(shape))
+            squares = torch.add(norms[rows, None], norms[columns], out=buffer[:area].view(shape))
+            squares.addmm_(x[rows], x[columns].T, alpha=-2)
             if i == j:
                 squares.fill_diagonal_(math.inf)  # not its own neighbour
             tile, mask = squares.numpy(), below[:area].reshape(shape)
@@ -105,11 +104,12 @@ def _entries(x: Tensor, shuffle: Tensor, bounds: NDArray, k: int) -> Iterator[Fo
 
 def _chosen(tile: NDArray, mask: NDArray, i: int, j: int) -> Found:
     """Row, column and value of some entries, the first one of the tile being (i, j)."""
-    place = np.flatnonzero(mask)
+    place = places(mask.ravel())
     value = tile.ravel().take(place)
-    row = place // tile.shape[1]
-    place -= row * tile.shape[1]
-    return (row + i).astype(np.int32), (place + j).astype(np.int32), value
+    rows, width = tile.shape
+    number = np.diff(place.searchsorted(np.arange(rows + 1) * width))
+    place -= np.repeat(np.arange(rows) * width - j, number)
+    return np.repeat(np.arange(i, i + rows, dtype=np.int32), number), place.astype(np.int32), value
 
 
 def _closest(n: int, k: int, kept: Sequence[Found]) -> tuple[NDArray, NDArray]:

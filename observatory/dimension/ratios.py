@@ -12,6 +12,7 @@ from torch import Tensor
 from observatory.dimension.halves import inverse_dimensions_in_halves
 from observatory.dimension.neighbours import Neighbours
 from observatory.dimension.result import FEWEST, Dimension, neighbours_of, undefined
+from observatory.dimension.selection import ascending
 
 Method = Literal["ols", "ml", "censored"]
 TWO_NN_DEPTH = 16  # neighbours among which the two nearest of nearly every half are found
@@ -82,7 +83,7 @@ def rate_of(log_ratio: Tensor, *, method: Method = "ols", fraction: float = 0.9)
     n = log_ratio.isfinite().sum(-1, keepdim=True)
     if method == "ml":
         return (n[..., 0] - 1) / log_ratio.nansum(-1)
-    ordered = log_ratio.sort(-1).values  # NaN last
+    ordered = ascending(log_ratio)  # NaN last
     order = torch.arange(1, ordered.shape[-1] + 1, device=ordered.device)
     last = (fraction * n + 1e-9).floor().long()  # 0.9 · 30 shall be 27
     used = order <= last
@@ -127,14 +128,15 @@ def gride(
     shape = (len(first),) if several else ()
     if near.distances.shape[1] < max(second):
         return undefined(near, shape, 0)
-    ratio = torch.stack([log_ratios(near.distances, a, b) for a, b in zip(first, second, strict=True)])
+    ranks = torch.tensor([first, second], device=near.distances.device)
+    used = near.distances.mT[ranks - 1]  # (2, scales, N)
+    ratio = _valid(used[1].log() - used[0].log())
     ratio = without_outliers(ratio) if outlier_cut else ratio
     valid = ratio.isfinite().sum(-1)
     if valid.min() < FEWEST:
         return undefined(near, shape, valid if several else valid[0])
-    ranks = torch.tensor([first, second], device=ratio.device)
     value, error = gride_of(ratio, ranks[0], ranks[1])
-    scales = near.distances[:, ranks - 1].mean(0)
+    scales = used.mean(-1)
     found = (value, error, valid, scales[0], scales[1])
     value, error, valid, first_scale, second_scale = found if several else (t[0] for t in found)
     return Dimension(value, error, valid, first_scale, second_scale, near.dropped)
@@ -142,16 +144,18 @@ def gride(
 
 def without_outliers(log_ratio: Tensor) -> Tensor:
     """NaN instead of ratios μ ≥ q50 + 20 (q95 - q50), quantiles over the last axis."""
-    ordered = log_ratio.sort(-1).values  # NaN last
-    q50, q95 = _quantile_of_exp(ordered, 0.5), _quantile_of_exp(ordered, 0.95)
+    ordered = ascending(log_ratio)  # NaN last
+    q50, q95 = _quantiles_of_exp(ordered, (0.5, 0.95)).split(1, -1)
     return torch.where(log_ratio < (q50 + 20 * (q95 - q50)).log(), log_ratio, torch.nan)
 
 
-def _quantile_of_exp(ordered: Tensor, q: float) -> Tensor:
-    """Linear quantile of e^x over the last axis, which is kept; x ascending, NaN left out."""
-    at = q * (ordered.isfinite().sum(-1, keepdim=True) - 1).clamp_min(0).to(ordered.dtype)
-    low, high = (ordered.gather(-1, place.long()).exp() for place in (at.floor(), at.ceil()))
-    return low + (high - low) * (at - at.floor())
+def _quantiles_of_exp(ordered: Tensor, q: Sequence[float]) -> Tensor:
+    """Linear quantiles (..., q) of e^x over the last axis; x ascending, NaN left out."""
+    last = (ordered.isfinite().sum(-1, keepdim=True) - 1).clamp_min(0)
+    at = last * torch.tensor(q, dtype=ordered.dtype, device=ordered.device)
+    below = at.floor()
+    low, high = ordered.gather(-1, below.long()).exp(), ordered.gather(-1, at.ceil().long()).exp()
+    return low + (high - low) * (at - below)
 
 
 def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -169,20 +173,21 @@ def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Ten
     def score(d: Tensor) -> tuple[Tensor, Tensor]:
         """The score, and the sum in minus its derivative, Σ [ln μ/(2 sinh(½ d ln μ))]²."""
         decay = torch.expm1(-d[..., None] * log_ratio)
-        grown = log_ratio / -decay
-        curved = torch.where(valid, grown.square() * (1 + decay), 0.0).sum(-1)
-        return (n - 1) / d + inner * torch.where(valid, grown, 0.0).sum(-1) - (n2 - 1) * total, curved
+        grown = torch.where(valid, log_ratio / -decay, 0.0)
+        curved = torch.linalg.vecdot(grown.square(), torch.where(valid, 1 + decay, 0.0))
+        return (n - 1) / d + inner * grown.sum(-1) - (n2 - 1) * total, curved
 
     low = (n - 1) / ((n2 - 1) * total)  # the score is positive here, since the sum inside is
     d = torch.maximum((torch.digamma(n2) - torch.digamma(n1)) * n / total, low)  # ⟨ln μ⟩ = (ψ(n₂) - ψ(n₁))/d
     for _ in range(_STEPS):
         value, curved = score(d)
         nearer = torch.maximum(d + value / ((n - 1) / d.square() + inner * curved), low)
-        done = bool(((nearer - d).abs() <= 1e-15 * d).all())
+        done = bool(((nearer - d).abs() <= CLOSE_TO_ROOT * d).all())
         d = nearer
         if done:
             break
-    return d, (n / d.square() + inner * score(d)[1]).rsqrt()
+    return d, (n / d.square() + inner * curved).rsqrt()
 
 
+CLOSE_TO_ROOT = 1e-7  # relative step of Newton's method after which the error is its square
 _STEPS = 24  # from `low`, at worst 64 times too small, six double d and six converge quadratically

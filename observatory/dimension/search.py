@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from observatory.dimension.pairs import nearest_by_pairs, worthwhile
+from observatory.dimension.selection import smallest, smallest_values
 
 CLOSE = 1e4  # rows with r₁² below this many ε max‖x‖² are searched again with smaller errors
 LOOSE = 1e10  # ... and in float64 below this many, the distances that were selected are computed again
-CACHED = 2**24  # bytes of a chunk on a CPU: what was just written is read again from the cache
+CACHED = 2**23  # bytes of a chunk on a CPU: what was just written is read again from the cache
 FEW = 16  # of less than one row in so many the smallest entries are selected without groups
-TREE_DIMENSIONS = 6  # up to here a k-d tree is faster than all pairs
+TREE_DIMENSIONS = 6  # up to here a k-d tree takes differences, which keep ties, at no higher cost
+NARROW = 128  # dimensions up to which choosing the smallest takes longer than the matrix product
 
 
 def nearest(
@@ -38,18 +39,18 @@ def nearest(
         Distances (rows, k) in float64, indices (rows, k), and the number of rows that had to be searched
         again.
     """
-    if x.shape[1] <= TREE_DIMENSIONS and x.device.type == "cpu" and rows is None:
+    if rows is None and _tree_pays(x):
         return *_by_tree(x, k), 0
     every = rows is None
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
     working = x.to(dtype)
-    if every and x.device.type == "cpu" and worthwhile(len(x), k, chunk_bytes):
+    if every and _wide(x) and worthwhile(len(x), k, chunk_bytes):
         squares, indices = nearest_by_pairs(working, k, chunk_bytes)
         if len(left := squares[:, 0].isnan().nonzero().squeeze(1)):
             squares[left], indices[left] = _by_product(working, left, k, chunk_bytes)
     else:
         squares, indices = _by_product(working, rows, k, chunk_bytes)
-    largest = float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
+    largest = _largest(x)
     close = squares[:, 0] < CLOSE * torch.finfo(dtype).eps * largest
     distances = squares.clamp_min(0).sqrt()
     if dtype == torch.float64:
@@ -66,6 +67,36 @@ def nearest(
     return distances, indices, len(again)
 
 
+def distances_alone(
+    x: Tensor, k: int, *, dtype: torch.dtype, chunk_bytes: int
+) -> tuple[Tensor, Tensor | None, int]:
+    """The same without the indices, where these cost more than the distances; None instead of them."""
+    if x.device.type != "cpu" or _wide(x) or _tree_pays(x):
+        return nearest(x, k, dtype=dtype, chunk_bytes=chunk_bytes)
+    squares = _values_by_product(x.to(dtype), k, chunk_bytes)
+    close = squares[:, 0] < (LOOSE if dtype == torch.float64 else CLOSE) * torch.finfo(dtype).eps * _largest(
+        x
+    )
+    distances = squares.clamp_min_(0).sqrt_()
+    again = close.nonzero().squeeze(1)
+    if not len(again):
+        return distances, None, 0
+    distances[again], _, closest = nearest(x, k, dtype=torch.float64, chunk_bytes=chunk_bytes, rows=again)
+    return distances, None, closest if dtype == torch.float64 else len(again)
+
+
+def _wide(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.shape[1] > NARROW
+
+
+def _tree_pays(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.shape[1] <= TREE_DIMENSIONS
+
+
+def _largest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
+
+
 def _by_tree(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     from scipy.spatial import cKDTree
 
@@ -74,10 +105,27 @@ def _by_tree(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return distances[:, 1:].contiguous(), indices[:, 1:].contiguous()  # the first is the point itself
 
 
+def _values_by_product(x: Tensor, k: int, chunk_bytes: int) -> Tensor:
+    """Squared distances in float64, of narrow points on a CPU."""
+    n = len(x)
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).square()
+    left, right = torch.cat([-2 * x, torch.ones_like(norms)], 1), torch.cat([x, norms], 1).T
+    squares = torch.empty(n, k, dtype=torch.float64)
+    size = chunk_rows(n, x, chunk_bytes)
+    buffer = x.new_empty(min(size, n), n)
+    for start in range(0, n, size):
+        part = left[start : start + size]
+        block = torch.mm(part, right, out=buffer[: len(part)])
+        block.diagonal(start).fill_(math.inf)  # not its own neighbour
+        squares[start : start + size] = torch.from_numpy(smallest_values(block.numpy(), k))
+    return squares.add_(norms)
+
+
 def _by_product(x: Tensor, rows: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
     """Squared distances in float64, and indices."""
     n = len(x)
-    groups = max(1, round(math.sqrt(n / k))) if len(rows) > n // FEW else 1
+    on_cpu = x.device.type == "cpu"
+    groups = 1 if on_cpu or len(rows) <= n // FEW else max(1, round(math.sqrt(n / k)))
     padded = torch.nn.functional.pad(x, (0, 0, 0, -n % groups)) if n % groups else x
     norms = torch.linalg.vector_norm(x, dim=1).square()
     offset = torch.nn.functional.pad(norms, (0, -n % groups), value=torch.inf)
@@ -89,7 +137,10 @@ def _by_product(x: Tensor, rows: Tensor, k: int, chunk_bytes: int) -> tuple[Tens
         part = rows[start : start + size]
         block = torch.addmm(offset, x[part], padded.T, alpha=-2, out=buffer[: len(part)])
         block.scatter_(1, part[:, None], torch.inf)  # not its own neighbour
-        values, indices[start : start + size] = _smallest(block, k, groups)
+        if on_cpu:
+            values, indices[start : start + size] = map(torch.from_numpy, smallest(block.numpy(), k))
+        else:
+            values, indices[start : start + size] = _smallest(block, k, groups)
         squares[start : start + size] = values.double() + norms[part, None].double()
     return squares, indices
 
@@ -123,8 +174,6 @@ def _smallest(block: Tensor, k: int, groups: int) -> tuple[Tensor, Tensor]:
 
 def _least(rows: Tensor, k: int) -> Tensor:
     """Columns of the k smallest entries of each row, in no order."""
-    if rows.device.type == "cpu" and k < rows.shape[1]:  # NumPy selects with vector instructions
-        return torch.from_numpy(np.argpartition(rows.numpy(), k - 1, axis=1)[:, :k].copy())
     return rows.topk(k, largest=False, sorted=False).indices
 
 
