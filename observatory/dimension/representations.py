@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from observatory.dimension.structure import KINDS, TRACED, Structure, hooked
 from observatory.looking.model import ModelFunction
+from observatory.looking.probe import rows
 
 Activation = Literal["post", "pre"]
 Pool = Literal["none", "mean"]
@@ -82,7 +83,7 @@ def representations(
     """
     waiting = [(_place(layer, structure, activation), layer) for layer in layers]
     recorder = _Recorder(pool, sys.maxsize if pool == "mean" else max_features)
-    few = tree_map(lambda leaf: leaf[:TRACED] if isinstance(leaf, Tensor) else leaf, inputs)
+    few = rows(inputs, 0, TRACED)
     trial = recorder.record(function, few, [place for place, _ in waiting])
     size = next(len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
     while waiting:
@@ -135,7 +136,7 @@ class _Recorder:
         with torch.no_grad(), hooked(function.twin, self.before, self.after):
             for start in range(0, size, BATCH):
                 self.calls, self.called = 0, set()
-                function(_rows(inputs, slice(start, start + BATCH)))
+                function(rows(inputs, start, start + BATCH))
         if lost := [place[1] for place, parts in self.found.items() if not parts]:
             raise ValueError(f"layer {lost[0]} is not called when the network runs on the probe")
         return {place: torch.cat(parts) for place, parts in self.found.items()}
@@ -169,7 +170,3 @@ class _Recorder:
 
 def _chosen(units: int, number: int) -> Tensor:
     return torch.randperm(units, generator=torch.Generator().manual_seed(0))[:number].sort().values
-
-
-def _rows(inputs: Any, at: slice) -> Any:
-    return tree_map(lambda leaf: leaf[at] if isinstance(leaf, Tensor) else leaf, inputs)

@@ -50,13 +50,11 @@ def nearest(
             squares[left], indices[left] = _by_product(working, left, k, chunk_bytes)
     else:
         squares, indices = _by_product(working, rows, k, chunk_bytes)
-    largest = _largest(x)
-    close = squares[:, 0] < CLOSE * torch.finfo(dtype).eps * largest
+    unit = torch.finfo(dtype).eps * float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
+    close = squares[:, 0] < CLOSE * unit
     distances = squares.clamp_min(0).sqrt()
     if dtype == torch.float64:
-        _refine(
-            x, rows, distances, indices, squares[:, 0] < LOOSE * torch.finfo(dtype).eps * largest, chunk_bytes
-        )
+        _refine(x, rows, distances, indices, squares[:, 0] < LOOSE * unit, chunk_bytes)
     again = close.nonzero().squeeze(1)
     if len(again):
         if dtype == torch.float64:
@@ -74,11 +72,9 @@ def distances_alone(
     if x.device.type != "cpu" or _wide(x) or _tree_pays(x):
         return nearest(x, k, dtype=dtype, chunk_bytes=chunk_bytes)
     squares = _values_by_product(x.to(dtype), k, chunk_bytes)
-    close = squares[:, 0] < (LOOSE if dtype == torch.float64 else CLOSE) * torch.finfo(dtype).eps * _largest(
-        x
-    )
+    unit = torch.finfo(dtype).eps * float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
+    again = (squares[:, 0] < (LOOSE if dtype == torch.float64 else CLOSE) * unit).nonzero().squeeze(1)
     distances = squares.clamp_min_(0).sqrt_()
-    again = close.nonzero().squeeze(1)
     if not len(again):
         return distances, None, 0
     distances[again], _, closest = nearest(x, k, dtype=torch.float64, chunk_bytes=chunk_bytes, rows=again)
@@ -91,10 +87,6 @@ def _wide(x: Tensor) -> bool:
 
 def _tree_pays(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.shape[1] <= TREE_DIMENSIONS
-
-
-def _largest(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
 
 
 def _by_tree(x: Tensor, k: int) -> tuple[Tensor, Tensor]:

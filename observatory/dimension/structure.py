@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from observatory.dimension.paths import INPUT, PathWeights, path_weights
 from observatory.dimension.strengths import Power, weight_strengths
 from observatory.looking.model import ModelFunction
+from observatory.looking.probe import rows
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRACED = 2  # examples of the pass that finds the structure
@@ -103,7 +104,7 @@ def find_structure(function: ModelFunction, inputs: Any) -> Structure:
         ValueError: if the network calls no linear layer and no convolution.
     """
     tracer = _Tracer()
-    few = tree_map(lambda leaf: leaf[:TRACED] if isinstance(leaf, Tensor) else leaf, inputs)
+    few = rows(inputs, 0, TRACED)
     with torch.enable_grad(), hooked(function.twin, tracer.before, tracer.after):
         function(tree_map(tracer.cut_input, few))
     if not tracer.layers:

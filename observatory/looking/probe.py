@@ -123,6 +123,11 @@ class Probe:
             raise ValueError(f"{path} is no probe, or is torn: {error}") from error
 
 
+def rows(inputs: Any, start: int, stop: int) -> Any:
+    """Examples `start` to `stop` of nested inputs."""
+    return tree_map(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) else leaf, inputs)
+
+
 def _outline(tree: Any) -> Any:
     """How tensors are nested, for JSON: in plain containers only, since a file must not name a class.
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from observatory.looking.calls import record_calls
 from observatory.looking.look import Loss
 from observatory.looking.model import Forward, ModelFunction, Output
-from observatory.looking.probe import Probe
+from observatory.looking.probe import Probe, rows
 from observatory.ntk.blocks import Block
 from observatory.ntk.claims import claims_of
 from observatory.ntk.directions import CROSSED, KINDS, Kind, Sites, output_directions
-from observatory.ntk.gradients import rows
 from observatory.ntk.nonfinite import all_finite, not_finite
 from observatory.ntk.sizes import sizes_of
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from observatory.looking.model import Forward, ModelFunction, Output
-from observatory.looking.probe import Probe, forked_streams, split_batch
+from observatory.looking.probe import Probe, forked_streams, rows, split_batch
 from observatory.ntk.fisher_estimators import (
     ESTIMATORS,
     OF_WHOLE_BATCHES,
@@ -23,7 +23,6 @@ from observatory.ntk.fisher_estimators import (
     whole_batch_values,
 )
 from observatory.ntk.fisher_likelihoods import Likelihood, output_likelihood
-from observatory.ntk.gradients import rows
 from observatory.ntk.nonfinite import not_finite
 from observatory.ntk.norms import squared_gradient_norms_by_layer
 

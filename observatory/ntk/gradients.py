@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from observatory.looking.model import ModelFunction
+from observatory.looking.probe import rows
 
 _log = logging.getLogger("observatory.ntk")
 _ALONE = "_observatory_alone"  # attribute of the twin: its examples cannot be batched
@@ -96,8 +97,3 @@ def batchable() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def rows(x: Any, start: int, stop: int) -> Any:
-    """Examples `start` to `stop` of nested inputs."""
-    return tree_map(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) else leaf, x)

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from observatory.looking.calls import record_calls
 from observatory.looking.model import ModelFunction
-from observatory.looking.probe import Probe
+from observatory.looking.probe import Probe, rows
 from observatory.ntk.blocks import Block, layer_name
 from observatory.ntk.claims import claims_of
 from observatory.ntk.contraction import site_factor
 from observatory.ntk.factors import Factors
-from observatory.ntk.gradients import rows
 from observatory.ntk.sizes import sizes_of
 from observatory.ntk.ways import norms_way
 

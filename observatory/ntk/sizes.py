@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from observatory.looking.calls import LayerCall, RecordedForward, record_calls
 from observatory.looking.model import ModelFunction
-from observatory.ntk.gradients import rows
+from observatory.looking.probe import rows
 
 INDEPENDENCE = 1e-3  # relative; BLAS takes other kernels for one row than for many, which differ by 1e-6
 _KEPT = "_observatory_sizes"  # attribute of the twin
