@@ -1,19 +1,23 @@
 """Estimators of dimension against scikit-dimension, and the cost of a look.
 
-    python benchmarks/dimension.py            N = 2000 and 10⁴, D = 784 and 20, one core
-    python benchmarks/dimension.py --sizes 2000
+    python benchmarks/dimension.py            N = 2000 and 10⁴, D = 20, 50 and 784, one core
+    python benchmarks/dimension.py --sizes 2000 --dimensions 20
 
-Times are minima of repeated runs, side by side in one process; peers are left out where scikit-dimension is
-not installed. The neighbour pass feeds all of our estimators: three TwoNN, Levina-Bickel, Gride at
-six scales and the correlation dimension. Beside each peer stands also our estimator of that name alone, which
-shall nowhere be slower. The peers have no error bars but Gride's; ours from random halves are computed when
-they are read, and stand apart. Memory is that of all of ours above the data, in a process of its own.
+Side by side in one process, in rounds in which each is run once. Times are minima over the rounds, ratios
+those of the minima and, in brackets, the median over the rounds. Peers are left out where scikit-dimension
+is not installed. Together are the estimators from ratios of neighbours' distances, from one search: three
+TwoNN, Levina-Bickel and Gride at six scales, against the peer's TwoNN by itself; and with the correlation
+dimension, which counts pairs once more, against the peer's four one after the other. Beside each peer
+stands also our estimator of that name alone. The peers have no error bars but Gride's; ours from random
+halves are computed when they are read, and stand apart. Memory is that of all of ours above the data, in a
+process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 
 from observatory.dimension import (
     Dimension,
+    Neighbours,
     correlation_dimension,
     gride,
     levina_bickel,
@@ -47,14 +52,19 @@ def cloud(n: int, d: int) -> Tensor:
     return x + 0.01 * torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
-def ours(x: Tensor, dtype: torch.dtype) -> tuple[dict[str, Dimension], float]:
-    """All of them, and the seconds after the neighbour pass."""
-    near = nearest_neighbours(x, dtype=dtype)
-    start = time.perf_counter()
+def together(x: Tensor, dtype: torch.dtype) -> dict[str, Dimension]:
+    return from_ratios(nearest_neighbours(x, dtype=dtype))
+
+
+def from_ratios(near: Neighbours) -> dict[str, Dimension]:
     found = {method: two_nn(near, method=method) for method in ("ols", "ml", "censored")}
-    found |= {"mle": levina_bickel(near), "gride": gride(near, n1=SCALES)}
-    after = time.perf_counter() - start
-    return found | {"correlation": correlation_dimension(near, dtype=dtype)}, after
+    return found | {"mle": levina_bickel(near), "gride": gride(near, n1=SCALES)}
+
+
+def ours(x: Tensor, dtype: torch.dtype) -> dict[str, Dimension]:
+    """The same and the correlation dimension."""
+    near = nearest_neighbours(x, dtype=dtype)
+    return from_ratios(near) | {"correlation": correlation_dimension(near, dtype=dtype)}
 
 
 def bars(found: Mapping[str, Dimension]) -> float:
@@ -93,43 +103,50 @@ def alone(x: Tensor, dtype: torch.dtype) -> Mapping[str, Callable[[], object]]:
 def memory(n: int, d: int, dtype: torch.dtype) -> float:
     """MiB that all estimators together take, with error bars, above the data and what is loaded."""
     x = torch.randn(n, d, dtype=dtype)
-    bars(ours(x[:500], dtype)[0])
+    bars(ours(x[:500], dtype))
     before = resident("cpu")
-    bars(ours(x, dtype)[0])
+    bars(ours(x, dtype))
     return (peak("cpu") - before) / 2**20
 
 
 def estimators(n: int, d: int, repeats: int) -> None:
     x = cloud(n, d)
-    seconds, found = {}, {}
-    print(f"N = {n}, D = {d}: all neighbour estimators together")
-    for name in ("float32", "float64"):
-        dtype = getattr(torch, name)
-        seconds[name], (found[name], after) = _least(partial(ours, x, dtype), repeats + 3)
-        command = [sys.executable, __file__, "--memory", str(n), str(d), name]
+    print(f"N = {n}, D = {d}")
+    theirs, names = peers(x), ("float32", "float64")
+    calls = {name: partial(together, x, getattr(torch, name)) for name in names}
+    if theirs:
+        calls = {"TwoNN": theirs["TwoNN"]} | calls
+    spent = _rounds(calls, 3 * repeats)
+    for name in names:
+        told = f"; {_ratio(spent['TwoNN'], spent[name])} its TwoNN alone" if theirs else ""
+        print(f"  together, {name}   {1e3 * min(spent[name]):7.1f} ms{told}")
+    all_of_ours(x, theirs, repeats)
+
+
+def all_of_ours(x: Tensor, theirs: Mapping[str, Callable[[], object]], repeats: int) -> None:
+    """With the correlation dimension, against each of the peer's and their sum; error bars and memory."""
+    names = ("float32", "float64")
+    found = {name: ours(x, getattr(torch, name)) for name in names}
+    own = {f"{key} {name}": call for name in names for key, call in alone(x, getattr(torch, name)).items()}
+    calls = {name: partial(ours, x, getattr(torch, name)) for name in names} | own | dict(theirs)
+    least = {name: min(times) for name, times in _rounds(calls, repeats).items()}
+    for name in names:
+        command = [sys.executable, __file__, "--memory", *map(str, x.shape), name]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        print(f"  ours, {name}   {seconds[name]:7.3f} s, of which after the neighbours {after:.3f} s; "
-              f"error bars {bars(found[name]):.3f} s more; memory +{float(out):.0f} MB")  # fmt: skip
+        told = f"; {sum(least[k] for k in theirs) / least[name]:.1f} × its four" if theirs else ""
+        print(f"  and correlation, {name} {1e3 * least[name]:7.1f} ms{told}; "
+              f"error bars {1e3 * bars(found[name]):.0f} ms more; memory +{float(out):.0f} MB")  # fmt: skip
+    for name in theirs:
+        ratios = ", ".join(f"{least[name] / least[f'{name} {k}']:.2f} × {k}" for k in names)
+        print(f"  scikit-dimension {name:8} {1e3 * least[name]:8.1f} ms; ours of that name {ratios}")
     pairs = [(found["float32"][name].value, one.value) for name, one in found["float64"].items()]
     error = max(float((single / double - 1).abs().max()) for single, double in pairs)
-    print(f"  float32 differs from float64 by at most {error:.1e}")
-    beside_peers(x, seconds, {name: one.value for name, one in found["float64"].items()}, repeats)
-
-
-def beside_peers(x: Tensor, seconds: Mapping[str, float], values: Mapping[str, Tensor], repeats: int) -> None:
-    total, theirs = 0.0, peers(x)
-    own = {name: alone(x, getattr(torch, name)) for name in seconds}
-    for name, call in theirs.items():
-        spent, found = _least(call, repeats)
-        total += spent
-        ratios = ", ".join(f"{spent / s:.2f} × {k}" for k, s in seconds.items())
-        same = {"TwoNN": "ols", "MLE": "mle", "CorrInt": "correlation"}.get(name)
-        told = f"; differs by {abs(found / float(values[same]) - 1):.0e}" if same else ""
-        single = ", ".join(f"{spent / _least(own[k][name], repeats)[0]:.2f} × {k}" for k in own)
-        print(f"  scikit-dimension {name:8} {spent:7.3f} s   {ratios}; that one alone {single}{told}")
-    if theirs:
-        ratios = ", ".join(f"{total / s:.1f} × {k}" for k, s in seconds.items())
-        print(f"  one after the other       {total:7.3f} s   {ratios}")
+    told = f"float32 differs from float64 by at most {error:.0e}"
+    for name, same in {"TwoNN": "ols", "MLE": "mle", "CorrInt": "correlation"}.items():
+        if name in theirs:
+            differs = abs(theirs[name]() / float(found["float64"][same].value) - 1)
+            told += f", its {name} from ours in float64 by {differs:.0e}"
+    print(f"  {told}")
 
 
 def look(threads: int) -> None:
@@ -139,26 +156,34 @@ def look(threads: int) -> None:
     network, x = nn.Sequential(*layers[:-1]), torch.randn(2000, 784)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    spent, _ = _least(lambda: profile(network, x), 3)
+    spent = _rounds({"look": lambda: profile(network, x)}, 3)["look"]
     torch.set_num_threads(before)
-    print(f"a look at ten hidden layers of 256 with 2000 examples: {spent:.2f} s on {threads} cores")
+    print(f"a look at ten hidden layers of 256 with 2000 examples: {min(spent):.2f} s on {threads} cores")
 
 
-def _least(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    spent = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        found = call()
-        spent.append(time.perf_counter() - start)
-    return min(spent), found
+def _rounds(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call in each round, after one that does not count."""
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            spent[name].append(time.perf_counter() - start)
+    return {name: times[1:] for name, times in spent.items()}
+
+
+def _ratio(theirs: list[float], mine: list[float]) -> str:
+    each = [a / b for a, b in zip(theirs, mine, strict=True)]
+    return f"{min(theirs) / min(mine):.2f} (median {statistics.median(each):.2f}) ×"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10000, 2000])
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[784, 20])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 10000])
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[20, 50, 784])
+    parser.add_argument("--look", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--memory", nargs=3, metavar=("N", "D", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -170,7 +195,8 @@ def main() -> None:
     for n in options.sizes:
         for d in options.dimensions:
             estimators(n, d, 7 if n < 5000 else 2)
-    look(2)
+    if options.look:
+        look(2)
 
 
 if __name__ == "__main__":

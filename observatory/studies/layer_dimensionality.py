@@ -16,7 +16,7 @@ from observatory.dimension.figures_orders import LABELS, lengths
 from observatory.dimension.oscillation import p_floor
 from observatory.records import Finding, Panel
 from observatory.report import Section
-from observatory.studies.study import Conclusion, FinishedRun, Study
+from observatory.studies.study import Conclusion, FinishedRun, Study, with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,10 +112,6 @@ def _share(part: float) -> str:
     return "all" if part == 1 else f"{100 * part:.0f} % of the"
 
 
-def _told(mean: float, error: float, digits: int = 1) -> str:
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
-
-
 def _dimension(one: _Condition) -> Finding:
     mean, error = one.mean("levina_bickel")
     steps = np.diff(one.values["levina_bickel"], axis=1)
@@ -125,8 +121,8 @@ def _dimension(one: _Condition) -> Finding:
     elif abs(mean[-1] - mean[0]) > 3 * np.hypot(error[0], error[-1]):
         shape = "falling on the whole" if mean[-1] < mean[0] else "rising on the whole"
     return Finding(
-        f"{one.label.capitalize()}: dimension (MLE) {_told(mean[0], error[0])} in the first hidden layer and "
-        f"{_told(mean[-1], error[-1])} in the last, {shape}."
+        f"{one.label.capitalize()}: dimension (MLE) {with_error(mean[0], error[0])} in the first "
+        f"hidden layer and {with_error(mean[-1], error[-1])} in the last, {shape}."
     )
 
 
@@ -134,8 +130,8 @@ def _focusing(one: _Condition) -> Finding:
     share = 100 * one.carried()
     error = share.std(ddof=1) / len(share) ** 0.5
     return Finding(
-        f"{one.label.capitalize()}: the paths are carried by {_told(share.mean(), error)} % of the nodes "
-        f"of a layer (participation ratio over width)."
+        f"{one.label.capitalize()}: the paths are carried by {with_error(share.mean(), error)} % of the "
+        f"nodes of a layer (participation ratio over width)."
     )
 
 
@@ -187,7 +183,7 @@ def _orders(found: Sequence[_Condition]) -> Section:
                     f"{m.mean():.2f}",
                     f"{mean:.2f}, {quantile:.2f}",
                     f"{_significant(one, k)} of {len(m)}",
-                    _told(phase.mean, phase.standard_error, 2),
+                    with_error(phase.mean, phase.standard_error, 2),
                     f"{phase.positive} of {phase.seeds}",
                 ]
             )

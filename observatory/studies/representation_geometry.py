@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from observatory.records import Finding, Panel
 from observatory.report import Section
-from observatory.studies.study import Conclusion, FinishedRun, Study
+from observatory.studies.study import Conclusion, FinishedRun, Study, with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ class RepresentationGeometry(Study):
         findings = [_verdict(before, after)]
         findings += [_shape(moment, name) for name in DECIDING for moment in (after, before)]
         findings += [_linear(after), _purity(before, after)]
-        told = _told(accuracy.mean(), _error(accuracy), 2)
+        told = with_error(accuracy.mean(), _error(accuracy), 2)
         if max(after.mean(name)[0].max() for name in DECIDING) > LARGE:
             findings.append(Finding(f"Dimensions above {LARGE} {UNSURE}", "note"))
         findings += [
@@ -103,10 +103,6 @@ class RepresentationGeometry(Study):
 
 def _error(values: NDArray) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5)
-
-
-def _told(mean: float, error: float, digits: int = 1) -> str:
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def hunchback(profiles: NDArray) -> tuple[int, float]:
@@ -140,9 +136,10 @@ def _of(count: int, size: int) -> str:
 def _shape(moment: _Moment, name: str) -> Finding:
     mean, error = moment.mean(name)
     top, p = hunchback(moment.values[name])
-    ends = f"{_told(mean[0], error[0])} in the first hidden layer, {_told(mean[-1], error[-1])} in the last"
+    first, last = with_error(mean[0], error[0]), with_error(mean[-1], error[-1])
+    ends = f"{first} in the first hidden layer, {last} in the last"
     what = f"{SHOWN[name][0].upper()}{SHOWN[name][1:]}, {moment.label}"
-    at = f"{_told(mean[top], error[top])} at relative depth {moment.depth[top]:.2f}"
+    at = f"{with_error(mean[top], error[top])} at relative depth {moment.depth[top]:.2f}"
     if p < LEVEL:
         return Finding(f"{what}: a hunchback, {at} (p = {p:.2g}); {ends}.")
     if top in (0, len(mean) - 1):
@@ -168,7 +165,7 @@ def _purity(before: _Moment, after: _Moment) -> Finding:
     (b, _), (a, error) = before.mean("class_purity"), after.mean("class_purity")
     return Finding(
         f"Neighbours of the same class: {100 * a[0]:.0f} % in the first hidden layer and "
-        f"{_told(100 * a[-1], 100 * error[-1])} % in the last after training, {100 * b[0]:.0f} and "
+        f"{with_error(100 * a[-1], 100 * error[-1])} % in the last after training, {100 * b[0]:.0f} and "
         f"{100 * b[-1]:.0f} % before."
     )
 
@@ -178,7 +175,7 @@ def _row(k: int, before: _Moment, after: _Moment) -> list[str]:
     for name in SHOWN:
         digits = DIGITS.get(name, 1)
         (a, error), (b, _) = after.mean(name), before.mean(name)
-        cells.append(f"{_told(a[k], error[k], digits)} ({b[k]:.{digits}f})")
+        cells.append(f"{with_error(a[k], error[k], digits)} ({b[k]:.{digits}f})")
     return [f"{after.depth[k]:.2f}", *cells]
 
 

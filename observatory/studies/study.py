@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,3 +90,10 @@ class Study(ABC):
     @abstractmethod
     def conclude(self, runs: Sequence[FinishedRun]) -> Conclusion:
         """The conclusion from all runs of the plan, in the order of the sweep."""
+
+
+def with_error(mean: float, error: float, digits: int = 1) -> str:
+    """A number and its standard error with so many decimals, or as many as the error needs to be seen."""
+    if 0 < error < math.inf:
+        digits = max(digits, min(4, math.ceil(-math.log10(error))))
+    return f"{round(mean, digits) + 0.0:.{digits}f} ± {error:.{digits}f}"  # -0.0 becomes 0.0

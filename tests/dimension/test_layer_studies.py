@@ -13,6 +13,7 @@ from observatory.studies.representation_geometry import (
     _verdict,
     hunchback,
 )
+from observatory.studies.study import with_error
 
 
 def condition(p: list[float], signed: list[float]) -> _Condition:
@@ -51,6 +52,19 @@ def test_verdict_counts_the_estimates_that_have_a_hunchback():
         "after training by all 3 estimates, before training by none of the 3." in _verdict(flat, risen).text
     )
     assert "after training by 2 of 3 estimates" in _verdict(flat, mixed).text
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "told"),
+    [
+        (39.52, 1.2, "39.5 ± 1.2"),
+        (6.712, 0.041, "6.71 ± 0.04"),
+        (-0.001, 0.04, "0.00 ± 0.04"),
+        (2.0, 0.0, "2.0 ± 0.0"),
+    ],
+)
+def test_small_errors_are_seen(mean, error, told):
+    assert with_error(mean, error) == told
 
 
 def test_studies_ask_for_seeds():
