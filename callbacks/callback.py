@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -61,9 +61,9 @@ class ObservingCallback(Callback):
         self.attached = False  # from the environment, unknown to the script
         self._step = -1
 
-    @property
+    @cached_property
     @override
-    def state_key(self) -> str:
+    def state_key(self) -> str:  # Lightning asks for it at every hook
         # settings stay out of the key: a changed interval must not lose the state
         names = "+".join(s.instrument.name for s in self.observer.stations)
         # two equal keys are an error of the Trainer, and the script may have a callback of this name
@@ -97,15 +97,17 @@ class ObservingCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.observer.offer_batch(batch)
+        if self.observer.listening:
+            self.observer.offer_batch(batch)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step != self._step:  # it stands still while gradients accumulate
-            self._step = trainer.global_step
-            self.observer.after_step(self._step, trainer.current_epoch)
+        step = trainer.global_step
+        if step != self._step:  # it stands still while gradients accumulate
+            self._step = step
+            self.observer.after_step(step, trainer.current_epoch)
             self._publish(trainer)
 
     @override

@@ -95,7 +95,7 @@ class LiveModel:
         return torch.device("cpu") if first is None else first.device
 
     def _places(self) -> list[Any]:
-        return [(p.data_ptr(), p.requires_grad) for _, p in self._parameters]
+        return [p.data_ptr() if p.requires_grad else ~p.data_ptr() for _, p in self._parameters]
 
     def _keep(self, key: tuple[Any, ...], function: ModelFunction) -> None:
         """Keep a function whose tensors are all references: copies would go stale."""

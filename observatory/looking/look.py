@@ -35,3 +35,9 @@ class Look:
     owned: Mapping[str, nn.Parameter] = field(
         default_factory=dict
     )  # what the optimizers hold, by parameter name: shards where the module is sharded
+
+    def later(self, step: int, epoch: int) -> Look:
+        """The same look at another step, in less time than making one, field by field, would take."""
+        look = object.__new__(Look)
+        look.__dict__.update(self.__dict__, step=step, epoch=epoch)
+        return look

@@ -9,6 +9,8 @@ import torch
 
 from observatory.looking.probe import forked_streams
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
 def undisturbed(device: torch.device, *, streams: bool = True) -> Iterator[None]:
@@ -16,15 +18,9 @@ def undisturbed(device: torch.device, *, streams: bool = True) -> Iterator[None]
 
     Args:
         device: that of the model.
-        streams: fork the random streams; False for what draws nothing and has to be done in microseconds.
+        streams: fork the random streams; False for what draws nothing.
     """
     cuda = device.type == "cuda"
-    if not (cuda or streams or _switched(device)):  # after every step: nothing to switch, little to restore
-        try:
-            yield
-        finally:
-            torch.set_grad_enabled(True)
-        return
     with (
         forked_streams([device.index or 0] if cuda else []) if streams else nullcontext(),
         torch.inference_mode(False),
@@ -44,10 +40,11 @@ def undisturbed(device: torch.device, *, streams: bool = True) -> Iterator[None]
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
 
 
-def _switched(device: torch.device) -> bool:
-    """Whether something is on that a look must not see."""
+def undisturbed_already(device: torch.device) -> bool:
+    """Whether there is nothing to switch for a look that draws nothing; asked of the CPU only."""
     return (
-        not torch.is_grad_enabled()
-        or torch.is_inference_mode_enabled()
-        or torch.is_autocast_enabled(device.type)
+        device == CPU
+        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and not torch.is_autocast_enabled("cpu")
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from observatory.looking.likelihood import likelihood_loss
 from observatory.looking.live import LiveModel
 from observatory.looking.look import Look
+from observatory.looking.model import ModelFunction
 from observatory.looking.probe import Probe
 from observatory.looking.ranks import rank, together, warn, world_size
 from observatory.observing.budget import Budget
@@ -38,7 +39,7 @@ def _survived(act: Callable[P, None]) -> Callable[P, None]:
     With several processes it is raised: where one of them stopped to watch the others would wait for it.
     """
 
-    @functools.wraps(act)
+    @wraps(act)
     def survive(*args: P.args, **kwargs: P.kwargs) -> None:
         observer: Any = args[0]
         try:
@@ -166,6 +167,11 @@ class Observer:
             self._probe_ready(station)
         station.seen, station.epochs = step, epoch
 
+    @property
+    def listening(self) -> bool:
+        """Whether `offer_batch` may be wanted, found out in less time than by calling it."""
+        return self._on and None in [station.probe for station in self.stations]
+
     @_survived
     def offer_batch(self, batch: Any) -> None:
         """A training batch passes by; only wanted while a probe waits for a stream."""
@@ -183,10 +189,10 @@ class Observer:
             station.seen = step
 
     def _attend(self, station: Station, step: int, epoch: int) -> None:
-        if station.waiting and not station.observes:
+        if not station.observes and station.waiting:
             self._probe_ready(station)
         if station.wants_sample(step, epoch):
-            station.sample(self._maker(step, epoch, afresh=False), step, self._device)
+            station.sample(partial(self._passing, step=step, epoch=epoch), step, self._device)
         elif station.sampling:
             self._conclude(station, step, epoch)
         if step >= station.next and station.due(step, *self._pace(station, step)):
@@ -236,14 +242,14 @@ class Observer:
     def _look(self, station: Station, step: int, epoch: int, *, free: bool = False) -> None:
         if not self._probe_ready(station):
             return
-        values = station.look(self._maker(step, epoch), step, self._device, free=free)
+        make = partial(self._now, step=step, epoch=epoch)
+        values = station.look(make, step, self._device, free=free)
         self._show(station, values, step, free=free)
 
     def _conclude(self, station: Station, step: int, epoch: int) -> None:
         if self._probe_ready(station):
-            self._show(
-                station, station.conclude(self._maker(step, epoch), step, self._device), step, free=True
-            )
+            make = partial(self._now, step=step, epoch=epoch)
+            self._show(station, station.conclude(make, step, self._device), step, free=True)
 
     def _probe_ready(self, station: Station) -> bool:
         """Find the station's probe; a stream may not have brought enough examples yet."""
@@ -272,25 +278,36 @@ class Observer:
             raise error
         station.fail(error)
 
-    def _maker(self, step: int, epoch: int, *, afresh: bool = True) -> Callable[[Station], Look]:
+    def _now(self, station: Station, step: int, epoch: int) -> Look:
+        """A look at the model as it is."""
+        one, live = station.instrument, self._live
+        assert live is not None  # set in `start`
+        model = live.function(forward=one.forward, output=one.output, select=one.select)
+        return self._through(model, station, step, epoch)
+
+    def _passing(self, station: Station, step: int, epoch: int) -> Look:
+        """The same, after every update: the last such look a step later, if nothing has moved since."""
+        one, live, last = station.instrument, self._live, station.passing
+        assert live is not None  # set in `start`
+        model = live.same_function(forward=one.forward, output=one.output, select=one.select)
+        if last is not None and last.model is model and last.probe is station.probe:
+            return last.later(step, epoch)
+        station.passing = self._through(model, station, step, epoch)
+        return station.passing
+
+    def _through(self, model: ModelFunction, station: Station, step: int, epoch: int) -> Look:
         live = self._live
         assert live is not None  # set in `start`
-        function = live.function if afresh else live.same_function
-
-        def make(station: Station) -> Look:
-            one = station.instrument
-            return Look(
-                model=function(forward=one.forward, output=one.output, select=one.select),
-                probe=station.probe if station.probe is not None else Probe(()),
-                step=step,
-                epoch=epoch,
-                loss=one.loss or likelihood_loss,
-                gradients=live.gradients(),
-                optimizers=self._optimizers,
-                owned=live.owned(),
-            )
-
-        return make
+        return Look(
+            model=model,
+            probe=station.probe if station.probe is not None else Probe(()),
+            step=step,
+            epoch=epoch,
+            loss=station.instrument.loss or likelihood_loss,
+            gradients=live.gradients(),
+            optimizers=self._optimizers,
+            owned=live.owned(),
+        )
 
     @property
     def _device(self) -> torch.device:

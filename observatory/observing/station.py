@@ -14,8 +14,8 @@ from torch import Tensor
 
 from observatory.looking.look import Look
 from observatory.looking.probe import Probe
-from observatory.looking.ranks import PeerFailed, broadcast_object, rank, together, warn
-from observatory.looking.undisturbed import undisturbed
+from observatory.looking.ranks import PeerFailed, broadcast_object, rank, together, warn, world_size
+from observatory.looking.undisturbed import undisturbed, undisturbed_already
 from observatory.observing.budget import Budget, Stopwatch
 from observatory.observing.instrument import History, Instrument
 from observatory.observing.plain import fresh_state, plain_state
@@ -40,6 +40,7 @@ class Station:
         self.strict = strict
         self.off = False
         self.probe: Probe | None = None
+        self.passing: Look | None = None  # the last one for a sample
         self.record: InstrumentRecord | None = None
         self.next = NEVER  # the step at which to look, or to ask the budget again
         self.planned_at = NEVER  # the scheduled step that `next` stands for
@@ -53,6 +54,7 @@ class Station:
         self.watch = Stopwatch()
         self._charged, self._last_free = 0.0, False
         self._began = 0
+        self._alone = False  # the only process
         kind = type(instrument)
         self.observes = kind.observe is not Instrument.observe
         self.concludes = kind.conclude is not Instrument.conclude
@@ -69,8 +71,8 @@ class Station:
             self.off = self.sampling = False
             self.budget = Budget(self.budget.max_overhead)
             self._restore(self._fresh)
-        self.probe = None
-        self._began = step
+        self.probe = self.passing = None
+        self._began, self._alone = step, world_size() == 1
         self.budget.begin()
         self._plan(step)
         self.behind = self.missed_update(step) or self.missed_epoch(step, epoch)
@@ -162,9 +164,12 @@ class Station:
         """Sample this step."""
         self.sampling = True
         started = time.perf_counter()
-        self._write(
-            step, self._guarded(lambda: self.instrument.sample(make(self)) or {}, device, streams=False)
-        )
+        if self._alone and undisturbed_already(device):
+            values = self._sample_as_it_is(make)
+        else:
+            values = self._guarded(lambda: self.instrument.sample(make(self)) or {}, device, streams=False)
+        if values:
+            self._write(step, values)
         self.budget.charge_other(time.perf_counter() - started)
 
     def conclude(
@@ -193,11 +198,26 @@ class Station:
             with together(), undisturbed(device, streams=streams):
                 return _tensors(act())
         except Exception as error:  # the training run belongs to somebody else
-            if self.strict:
-                raise
-            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the look
-            self.fail(error)
+            self._failed(error)
             return {}
+
+    def _sample_as_it_is(self, make: Callable[[Station], Look]) -> Mapping[str, Tensor] | None:
+        """Without contexts, each of which takes longer than a sample."""
+        try:
+            values = self.instrument.sample(make(self))
+            return _tensors(values) if values else None
+        except Exception as error:
+            self._failed(error)
+            return None
+        finally:
+            if not torch.is_grad_enabled():
+                torch.set_grad_enabled(True)
+
+    def _failed(self, error: Exception) -> None:
+        if self.strict:
+            raise error
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the look
+        self.fail(error)
 
     def fail(self, failure: Exception) -> None:
         """Switch the instrument off and say why, once."""

@@ -143,10 +143,9 @@ class WeightFluctuations(Instrument):
         return not self._done and self.window.holds(step, epoch)
 
     def sample(self, look: Look) -> Mapping[str, Tensor] | None:
-        if rank() != 0:
-            return None
-        theta = look.model.theta
         if self._recorder is None:
+            if rank() != 0:
+                return None
             self._join(look)
             if self._monitor is not None and self._pending is None and not self._at_rest(look):
                 return None
@@ -155,8 +154,9 @@ class WeightFluctuations(Instrument):
             self._steady &= float(self._group["lr"]) == self._coefficients[0]
         recorder = self._recorder
         if not recorder.steps or look.step - recorder.steps[-1] >= self.window.every:
-            recorder.add(theta, look.step)
-        self._done = self.window.complete(len(recorder))
+            recorder.add(look.model.theta, look.step)
+        if self._monitor is not None:
+            self._done = self.window.complete(len(recorder))
         return None
 
     def _join(self, look: Look) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from observatory.weights.trajectory import Trajectory, column_means, finite_rows
 Storage = Literal["full", "subset", "sketch", "directions"]
 ROWS = 128  # of frequent directions
 COORDINATES = 4096  # of a sketch
-LARGE = 2**22  # bytes from which on large pages pay
+LARGE = 2**25  # bytes from which on large pages pay; less is recycled by malloc
 
 
 def choose_storage(snapshots: int, size: int, *, memory: float, item: int) -> Storage:
@@ -82,8 +83,11 @@ class Recorder:
             width = 0
             self._directions = FrequentDirections(size, ROWS, device=here)
         self._rows = self._allocate(capacity, width, dtype, here if device is None else torch.device(device))
+        self._capacity = capacity
         same = self._rows.dtype == self.reference.dtype and self._rows.device == here
-        self._as_they_are = storage == "full" and same  # without a copy in between
+        self._as_they_are = storage == "full" and same  # the reference is subtracted when rows are read
+        self._subtracted = 0  # rows that it was subtracted from
+        self._copy = _Copy(self._rows) if self._as_they_are and here.type == "cpu" else None
 
     def _allocate(self, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         pinned = self.reference.is_cuda and device.type == "cpu"
@@ -101,26 +105,37 @@ class Recorder:
 
     def add(self, theta: Mapping[str, Tensor], step: int) -> None:
         """Take a snapshot; the weights are copied, from a GPU without waiting for it."""
+        number = len(self.steps)
         self.steps.append(step)
-        if self._as_they_are and len(self.steps) <= len(self._rows):
-            row = self._rows.select(0, len(self.steps) - 1)
-            torch.sub(_flat(theta), self.reference, out=row)  # in one pass, within microseconds
+        if self._directions is not None:
+            self._directions.update((_flat(theta) - self.reference)[None])
+            return
+        if number == self._capacity:
+            self._grow()
+        if self._copy is not None and self._copy(theta, number):
             return
         flat = _flat(theta)
-        if self._directions is not None:
-            self._directions.update((flat - self.reference)[None])
-            return
-        if len(self.steps) > len(self._rows):
-            larger = self._allocate(2 * len(self._rows) + 1, *self._layout)
-            larger[: len(self._rows)] = self._rows
-            self._rows = larger
-        row = self._rows[len(self.steps) - 1]
-        difference = flat - self.reference
+        if not self._as_they_are:
+            flat = flat - self.reference
         if self._kept is not None:
-            difference = difference[self._kept]
+            flat = flat[self._kept]
         elif self._sketch is not None:
-            difference = self._sketch(difference)
-        row.copy_(difference, non_blocking=True)
+            flat = self._sketch(flat)
+        self._rows[number].copy_(flat, non_blocking=True)
+
+    def _grow(self) -> None:
+        rows = self._allocate(2 * self._capacity + 1, *self._layout)
+        rows[: self._capacity] = self._rows
+        self._rows, self._capacity = rows, len(rows)
+        self._copy = None if self._copy is None else _Copy(rows)
+
+    def _differences(self) -> Tensor:
+        """What was kept, of all snapshots so far."""
+        rows = self._rows[: len(self)]
+        if self._as_they_are:
+            rows[self._subtracted :] -= self.reference
+            self._subtracted = len(self)
+        return rows
 
     @property
     def _layout(self) -> tuple[int, torch.dtype, torch.device]:
@@ -136,7 +151,7 @@ class Recorder:
             raise ValueError("frequent directions keep no snapshots; use storage='full' or 'subset'")
         if self._rows.device != self.reference.device and self.reference.is_cuda:
             torch.cuda.synchronize(self.reference.device)  # copies that nobody waited for
-        rows = self._rows[: len(self)]
+        rows = self._differences()
         start = self.reference if self._kept is None else self.reference[self._kept]
         if self._sketch is not None:
             start = torch.zeros_like(rows[0])
@@ -148,7 +163,7 @@ class Recorder:
             return (self.reference.double() + self._directions.mean).to(self.reference)
         if self._sketch is not None:
             return self.reference
-        mean = column_means(self._rows[: len(self)]).to(self.reference)
+        mean = column_means(self._differences()).to(self.reference)
         if self._kept is None:
             return self.reference + mean
         return self.reference.index_add(0, self._kept, mean)
@@ -157,7 +172,7 @@ class Recorder:
         """Step of the first snapshot that is not finite; of the first one if only directions were kept."""
         if self._directions is not None:
             return self.steps[0]
-        return self.steps[int(finite_rows(self._rows[: len(self)]).int().argmin())]
+        return self.steps[int(finite_rows(self._differences()).int().argmin())]
 
     def principal_motion(self, count: int) -> tuple[Tensor | None, Motion]:
         """Unit directions (k, P) of the leading components, None for a sketch, and the motion along them."""
@@ -185,16 +200,53 @@ class Recorder:
         """For a resumed run; the directions of a sketch of directions are not kept."""
         return {
             "reference": self.reference.cpu(),
-            "rows": self._rows[: len(self)].cpu(),
+            "rows": self._differences().cpu(),
             "steps": list(self.steps),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reference = state["reference"].to(self.reference)
         self.steps = list(state["steps"])
-        if len(self._rows) < len(self.steps):
-            self._rows = self._allocate(len(self.steps), *self._layout)
+        while self._capacity < len(self.steps):
+            self._grow()
+        self._subtracted = len(self.steps)
         self._rows[: len(self.steps)] = state["rows"].to(self._rows)
+
+
+class _Copy:
+    """Copies weights into the rows without calling torch, which takes longer than the copying itself.
+
+    Args:
+        rows: (T, P) in the CPU's memory, of the dtype of the weights.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows.numpy()
+        self._sources: list[tuple[Tensor, int, np.ndarray, slice]] = []
+
+    def __call__(self, theta: Mapping[str, Tensor], number: int) -> bool:
+        """Copy to row `number`; False, and nothing is done, if some weights do not lie in one piece."""
+        moved = not self._sources
+        for tensor, (known, place, _, _) in zip(theta.values(), self._sources, strict=False):
+            moved |= tensor is not known or tensor.data_ptr() != place
+        if moved and not self._found(theta):
+            return False
+        for _, _, weights, columns in self._sources:
+            self._rows[number, columns] = weights
+        return True
+
+    def _found(self, theta: Mapping[str, Tensor]) -> bool:
+        """Whether the tensors are views of memory that numpy can read; looked up where one has moved."""
+        self._sources = []
+        if not all(tensor.is_contiguous() for tensor in theta.values()):
+            return False
+        start = 0
+        for tensor in theta.values():
+            weights = tensor.detach().reshape(-1).numpy()
+            self._sources.append(
+                (tensor, tensor.data_ptr(), weights, slice(start, start := start + len(weights)))
+            )
+        return True
 
 
 def _in_large_pages(rows: int, width: int, dtype: torch.dtype) -> Tensor:

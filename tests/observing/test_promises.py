@@ -74,3 +74,46 @@ def test_share_of_cheap_looks_stays_within_the_budget(tmp_path):
     ]
     # without its length the run may spend what two further seconds would earn
     assert len(looks) >= 3 and sum(looks) <= 0.05 * (seconds + 2)
+
+
+class Passing(Outputs):
+    """Keeps what a sample finds, and leaves gradients off."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.looks, self.found = [], []
+
+    def samples_at(self, step, epoch):
+        return True
+
+    def sample(self, look):
+        self.looks.append(look)
+        self.found.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        torch.set_grad_enabled(False)
+
+
+def test_a_sample_sees_the_same_whatever_the_loop_has_switched_on(tmp_path):
+    model, one = network(), Passing()
+    with observatory.watch(model, probe=batches()[0], instruments=[one], strict=True) as watch:
+        watch.step()
+        assert torch.is_grad_enabled()
+        with torch.no_grad():
+            watch.step()
+            assert not torch.is_grad_enabled()
+        with torch.autocast("cpu", torch.bfloat16):
+            watch.step()
+            assert torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    assert one.found == [(True, False)] * 3
+
+
+def test_looks_of_samples_are_of_their_own_steps_and_of_the_weights_where_they_lie(tmp_path):
+    model, one = network(), Passing()
+    with observatory.watch(model, probe=batches()[0], instruments=[one], every_n_steps=10**9) as watch:
+        watch.step()
+        watch.end_epoch()
+        watch.step()
+        model[0].weight.data = torch.zeros_like(model[0].weight)
+        watch.step()
+    assert [(look.step, look.epoch) for look in one.looks] == [(1, 0), (2, 1), (3, 1)]
+    first, second, third = (look.model.parameters["0.weight"] for look in one.looks)
+    assert first is second and first.abs().sum() > 0 and third.abs().sum() == 0

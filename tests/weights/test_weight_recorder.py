@@ -37,6 +37,26 @@ def test_full_storage_keeps_the_trajectory(generator, device):
     assert torch.allclose((vectors * exact).sum(1).abs(), torch.ones(3, device=device), atol=1e-4)
 
 
+def test_weights_are_copied_wherever_they_lie(generator):
+    """In place, in another tensor, in another memory of the same tensor, in columns; read in between."""
+    rows = walk(500, 12, generator)
+    a, b = rows[0, :12].reshape(3, 4).clone(), rows[0, 12:].clone()
+    recorder = Recorder({"a": a, "b": b}, capacity=4)
+    for step, row in enumerate(rows):
+        if step in (3, 8):
+            a = a.clone()
+        if step == 5:
+            a = a.t().contiguous().t()
+        if step == 7:
+            b.data = b.data.clone()
+        if step == 9:
+            recorder.state_dict()
+        a.copy_(row[:12].reshape(3, 4))
+        b.copy_(row[12:])
+        recorder.add({"a": a, "b": b}, step)
+    assert torch.equal(recorder.trajectory().differences, rows - rows[0])
+
+
 def test_bfloat16_differences_keep_small_fluctuations(generator):
     rows = 1 + 1e-5 * walk(500, 40, generator)  # raw bfloat16 weights would all be the same
     exact = principal_components(rows.double(), 3)[0].variance[:3]
