@@ -115,9 +115,15 @@ def _share(part: float) -> str:
 def _dimension(one: _Condition) -> Finding:
     mean, error = one.mean("levina_bickel")
     steps = np.diff(one.values["levina_bickel"], axis=1)
+    top = int(mean.argmax())
+    ends = [0, -1]
     shape = "with no trend common to all seeds"
     if (steps < 0).all():
         shape = "falling from every layer to the next in every seed"
+    elif (mean[top] - mean[ends] > 3 * np.hypot(error[top], error[ends])).all():
+        shape = (
+            f"with a maximum of {with_error(mean[top], error[top])} at relative depth {one.depth[top]:.2f}"
+        )
     elif abs(mean[-1] - mean[0]) > 3 * np.hypot(error[0], error[-1]):
         shape = "falling on the whole" if mean[-1] < mean[0] else "rising on the whole"
     return Finding(

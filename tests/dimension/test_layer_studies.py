@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from observatory.studies.layer_dimensionality import LayerDimensionality, _Condition, _oscillates
+from observatory.studies.layer_dimensionality import LayerDimensionality, _Condition, _dimension, _oscillates
 from observatory.studies.representation_geometry import (
     DECIDING,
     RepresentationGeometry,
@@ -52,6 +52,17 @@ def test_verdict_counts_the_estimates_that_have_a_hunchback():
         "after training by all 3 estimates, before training by none of the 3." in _verdict(flat, risen).text
     )
     assert "after training by 2 of 3 estimates" in _verdict(flat, mixed).text
+
+
+def test_a_dimension_that_rises_before_it_falls_is_not_told_as_falling():
+    noise = 0.1 * np.array([[1, -1, 0, 1], [-1, 0, 1, 0], [0, 1, -1, -1]])
+    for profile, told in (
+        ([4.0, 6.0, 5.0, 3.0], "with a maximum of 6.00 ± 0.06 at relative depth 0.40."),
+        ([6.0, 4.0, 4.0, 3.0], "falling on the whole."),
+        ([6.0, 5.0, 4.0, 3.0], "falling from every layer to the next in every seed."),
+    ):
+        one = _Condition("trained", np.array([0.2, 0.4, 0.6, 0.8]), {"levina_bickel": profile + noise}, {})
+        assert _dimension(one).text.endswith(told)
 
 
 @pytest.mark.parametrize(
