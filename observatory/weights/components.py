@@ -71,8 +71,9 @@ def principal_components(
 
     They come from the scatter matrix K of the shorter side, n × n with n = min(T, P), in float64: from K
     itself where all are asked for, or where it is small beside the rows; otherwise by Lanczos' method, which
-    has the leading ones without K. Then the rows, the result and all between take 1.2 times the memory
-    of float32 rows (20 components of 1000 × 2500; for any shape 8n(2k + 60) bytes and some hundredths).
+    has the leading ones without K. Then the rows, the result and all between take 1.2 times the memory of
+    float32 rows (tensors, 20 components of 1000 × 2500; for any shape 8n(2k + 60) bytes and some
+    hundredths); the buffers of the BLAS come to it, a few MB whatever the size.
 
     Args:
         rows: (T, P).
