@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from observatory.physics.gle import Harmonic, SimulationFit, exponential_kernel, simulate
-from observatory.physics.gle.moments import apart, chosen_lags, distances, moments, refine
+from observatory.physics.gle.moments import chosen_lags, moments
+from observatory.physics.gle.newton import apart, distances, refine
 
 DELTA = torch.full((2,), 0.2, dtype=torch.float64)
 PRIOR = (torch.zeros(2).double(), torch.full((2,), 1e3).double())
@@ -108,7 +109,7 @@ def harmonic_fit(dt: float, samples: int, lanes: int, refinements: int) -> dict[
     )  # fmt: skip
     for _ in range(2 + refinements):
         scalars = fit.advance(x)
-    assert int(fit.refined) == refinements and fit.advance(x) == scalars  # nothing is left to do
+    assert int(fit.refinement.taken) == refinements and fit.advance(x) == scalars  # nothing is left to do
     return scalars
 
 
@@ -129,3 +130,26 @@ def test_refinement_above_the_memory_time_finds_the_aliases_of_the_mass():
     assert scalars["memory_time"] == pytest.approx(0.5, rel=0.2)
     assert scalars["mass_low"] < 0.1 and scalars["mass_high"] > 0.95
     assert scalars["memory_time_low"] < 0.5 < scalars["memory_time_high"]
+
+
+@pytest.mark.slow
+def test_refinement_recovers_a_swinging_kernel():
+    """Γ = 4e^{-t}[cos 3t + sin(3t)/3] seen at ωΔt = 1.5: four unknowns, each within four standard errors."""
+    truth = torch.tensor([1.0, 4.0, 1.0, 3.0], dtype=torch.float64)  # m, a, σ, ω
+    x = simulate(
+        exponential_kernel([], [], cosines=[(4.0, 1.0, 3.0)]), Harmonic(1.0), mass=1.0, kT=1.0, step=0.05,
+        samples=150, lanes=1024, stride=10, dtype=torch.float32, generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    fit = SimulationFit(
+        0.5, 1.0, (0.2, 5.0), [], [], cosines=[((0.8, 20.0), (0.2, 5.0), (0.6, 15.0))], step=0.05, lags=30,
+        potential=Harmonic(1.0), lanes=256, samples=150, batch=20, budget=80, refinements=14,
+        refining_lanes=1024,
+    )  # fmt: skip
+    for _ in range(18):
+        scalars = fit.advance(x)
+    found = fit.incumbent
+    error = (found.parameters - truth).abs()
+    assert bool((error < found.high - found.low).all()), (found.parameters, found.low, found.high)
+    assert bool((found.high < 1.25 * found.low).all())
+    assert scalars["friction"] == pytest.approx(0.8, rel=0.1)  # 2aσ/(1 + ω²σ²)
+    assert scalars["misfit"] < 2

@@ -65,15 +65,15 @@ def test_fit_above_the_memory_time_recovers_friction():
     fit, x = method(), rarely_seen()
     for _ in range(5):
         scalars = fit.advance(x)
-    assert int(fit.count) == 40
+    assert int(fit.search.count) == 40
     assert scalars["friction"] == pytest.approx(10.0, rel=0.1)
     assert scalars["friction_low"] < 10.0 < scalars["friction_high"]
     assert not fit.incumbent.mass_identified
     assert scalars["mass_low"] < 1.0 < scalars["mass_high"]
     assert scalars["excess"] < 0.7  # the loss is at most twice that between two simulations
-    before = fit.theta.clone()
+    before = fit.search.theta.clone()
     fit.advance(x)  # the budget is spent
-    assert torch.equal(before, fit.theta)
+    assert torch.equal(before, fit.search.theta)
 
 
 def test_interrupted_optimisation_goes_on_as_if_nothing_had_happened(tmp_path):
@@ -86,7 +86,9 @@ def test_interrupted_optimisation_goes_on_as_if_nothing_had_happened(tmp_path):
     second.load_state_dict(first.state_dict())
     for _ in range(2):
         second.advance(x)
-    assert torch.equal(second.theta, whole.theta) and torch.equal(second.losses, whole.losses)
+    assert torch.equal(second.search.theta, whole.search.theta) and torch.equal(
+        second.search.losses, whole.search.losses
+    )
 
 
 def test_the_loop_stops_where_data_cannot_be_told_from_a_simulation(tmp_path):
@@ -99,7 +101,7 @@ def test_the_loop_stops_where_data_cannot_be_told_from_a_simulation(tmp_path):
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, DataLoader(TensorDataset(x), batch_size=len(x)))
-    assert int(module.method.count) < 160
+    assert int(module.method.search.count) < 160
     assert module.method.incumbent.explains
     assert float(trainer.callback_metrics["train/excess"]) <= math.log(2)
 
@@ -110,7 +112,7 @@ def test_a_swinging_kernel_is_searched_and_kept_in_order():
     fit = method(cosines=[wide, wide], lanes=16, samples=60, budget=24, batch=24, initial=2, mass=(0.5, 2.0))
     x = rarely_seen(100, 16)
     scalars = fit.advance(x)
-    assert fit.theta.shape == (24, 9) and scalars["evaluations"] == 24
+    assert fit.search.theta.shape == (24, 9) and scalars["evaluations"] == 24
     kernel, values = fit.kernel, fit.incumbent.parameters
     assert kernel.tau.shape == (1,) and kernel.frequency.shape == (2,)
     assert bool(kernel.frequency.diff() >= 0) and float(kernel.friction()) == pytest.approx(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from observatory.physics.gle.embedding import propagator
+from observatory.physics.gle.equilibrium import positions_in_equilibrium
 from observatory.physics.gle.kernels import ExponentialKernel
-from observatory.physics.gle.potentials import FreeEnergy, Harmonic, Potential
+from observatory.physics.gle.potentials import FreeEnergy, Potential
 from observatory.physics.gle.stepping import choose
 
 NOISE = 2**21  # random numbers drawn at once
@@ -111,7 +112,7 @@ def trajectory_blocks(
     )
     if start is None:
         with torch.set_grad_enabled(learns):
-            y[:, 0] = _equilibrium(potential, kT, (drawn, lanes), generator, device).to(dtype)
+            y[:, 0] = positions_in_equilibrium(potential, kT, (drawn, lanes), generator, device).to(dtype)
     else:
         y[:, 0] = start.to(y).expand(*sets, lanes).reshape(count, lanes)
     if isinstance(potential, FreeEnergy):
@@ -132,42 +133,3 @@ def trajectory_blocks(
         age += per_block
         if len(kept):
             yield kept.reshape(len(kept), *sets, lanes)
-
-
-def _equilibrium(
-    potential: Potential,
-    kT: float,
-    shape: tuple[int, int],
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> Tensor:
-    """Positions from e^{-U/kT}, by its cumulative sum on a grid that reaches 40 kT above the minimum."""
-    if isinstance(potential, FreeEnergy):
-        x: Tensor | None = potential.support(device)
-    elif isinstance(potential, Harmonic):
-        spread = math.sqrt(kT / potential.stiffness)
-        return spread * torch.randn(*shape, dtype=torch.float64, device=device, generator=generator)
-    else:
-        x = _support(potential, kT, device)
-    if x is None:
-        return torch.zeros(shape, dtype=torch.float64, device=device)
-    weight = torch.exp((potential.energy(x).min() - potential.energy(x)) / kT)
-    cumulative = torch.cumulative_trapezoid(weight, x)
-    u = torch.rand(*shape, dtype=torch.float64, device=device, generator=generator) * cumulative[-1]
-    index = torch.searchsorted(cumulative, u).clamp_max(len(x) - 2)
-    before = torch.where(index > 0, cumulative[(index - 1).clamp_min(0)], 0.0)
-    return x[index] + (u - before) / (cumulative[index] - before) * (x[index + 1] - x[index])
-
-
-def _support(potential: Potential, kT: float, device: torch.device) -> Tensor | None:
-    """A grid over the places that are populated; None for a potential that does not confine."""
-    width = torch.logspace(-6, 9, 400, dtype=torch.float64, device=device)
-    wide = torch.cat([-width.flip(0), width.new_zeros(1), width])
-    energy = potential.energy(wide)
-    inside = (energy < energy.min() + 40 * kT).nonzero()[:, 0]
-    low, high = int(inside.min()), int(inside.max())
-    if low == 0 or high == len(wide) - 1:
-        return None
-    return torch.linspace(
-        float(wide[low - 1]), float(wide[high + 1]), 20_001, dtype=torch.float64, device=device
-    )

@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from observatory.numerics.bayesian_search import (
-    Surrogate,
-    candidates,
-    fit_surrogate,
-    minimiser,
-    propose,
-    propose_with_botorch,
-    propose_with_cma,
-    sobol,
-)
 from observatory.physics.gle.direct_fit import fit_exponentials
 from observatory.physics.gle.estimators import positions_of
 from observatory.physics.gle.incumbent import Incumbent, integrals_of
 from observatory.physics.gle.inversion import kernel_of_correlations
 from observatory.physics.gle.kernels import ExponentialKernel
 from observatory.physics.gle.matching import matched_correlations, mismatch
-from observatory.physics.gle.moments import apart, chosen_lags, distances, moments, refine
+from observatory.physics.gle.moment_fit import MomentFit
+from observatory.physics.gle.parameter_search import ParameterSearch, Search
 from observatory.physics.gle.particle import Particle
 from observatory.physics.gle.potentials import Potential, free_energy
 from observatory.physics.gle.repeating import Repeating
@@ -34,15 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPEATS = 8  # independent simulations at the optimum: the noise of the loss
-SMALLEST = 1e-12  # added to a loss before its logarithm is taken
-MOST = 400  # sets behind the surrogate, whose cost grows as their cube
-CONTENDERS = 12  # sets of those not excluded, and of the best, that the refinement looks at
-STARTS = 4  # of these, at which it starts, if their masses are unlike
-AS_NEAR = 2.6  # χ² for each parameter within which ends count as equally near: 95 % for three of them
-SPREAD = 0.03, 0.2  # of ln θ, over which slopes are taken: twice the error, within these bounds
-DRAWS = 4000  # of the parameters as far as they are known
+CONTENDERS = 12  # sets of those not excluded, and of the best, among which the refinement starts
 Range = tuple[float, float]
-Search = Literal["gaussian_process", "botorch", "cma"]
 
 
 class SimulationFit(nn.Module):
@@ -93,15 +76,6 @@ class SimulationFit(nn.Module):
         ValueError: if a range is empty or not positive, or there are too few samples for the lags.
     """
 
-    low: Tensor
-    high: Tensor
-    theta: Tensor
-    losses: Tensor
-    count: Tensor
-    estimates: Tensor
-    information: Tensor
-    distances: Tensor
-    refined: Tensor
     found: Tensor
     integrals: Tensor
     verdict: Tensor
@@ -135,20 +109,16 @@ class SimulationFit(nn.Module):
         ranges = [tuple(r) for r in (mass, *gamma, *tau, *waves)]
         _check(ranges, len(gamma), len(tau), dt, kT, step, lags, samples)
         self.dt, self.kT, self.potential, self.terms = dt, kT, potential, len(gamma)
-        self.step = step
-        self.lags, self.lanes, self.samples, self.batch = lags, lanes, samples, batch
-        self.initial, self.budget, self.search, self.seed = initial * len(ranges), budget, search, seed
-        self.refinements, self.refining_lanes = refinements, refining_lanes
+        self.step, self.lags, self.lanes, self.samples, self.seed = step, lags, lanes, samples, seed
         low, high = torch.tensor(ranges, dtype=torch.float64).log().unbind(1)
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("high", high, persistent=False)
+        self.search = ParameterSearch(
+            low, high, budget=budget, batch=batch, initial=initial * len(ranges), kind=search, seed=seed
+        )
+        self.refinement = MomentFit(
+            low, high, steps=refinements, lags=lags, lanes=refining_lanes, seed=seed + 2 + budget
+        )
         p = len(ranges)
         shapes = {
-            "theta": (budget, p),
-            "losses": (budget,),
-            "estimates": (refinements, STARTS, p),
-            "information": (refinements, STARTS, p, p),
-            "distances": (refinements, STARTS, 2),
             "found": (3, p),
             "integrals": (3, 2),
             "verdict": (2,),
@@ -157,12 +127,8 @@ class SimulationFit(nn.Module):
         }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.full(shape, torch.nan, dtype=torch.float64))
-        for name in ("count", "refined"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self._repeating: Repeating | None = None
         self._direct: dict[str, float] = {}
-        self._fitted: Surrogate | None = None
-        self._fitted_to = 0  # sets
         self._open: Tensor | None = None  # sets that the search has not excluded, the best one first
 
     @property
@@ -185,24 +151,20 @@ class SimulationFit(nn.Module):
             ValueError: before anything has been found.
         """
         if self._repeating is None or bool(self.found.isnan().any()):
-            raise ValueError(f"nothing has been found after {int(self.count)} sets: advance further")
+            raise ValueError(f"nothing has been found after {int(self.search.count)} sets: advance further")
         return Particle(self.kernel, self._repeating.potential, self.found[0, 0], self.kT)
 
     def advance(self, batch: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
         """Evaluate a batch of parameter sets, or take a step of the refinement; scalars of the incumbent."""
         x = positions_of(batch)
         world = self._prepare(x)
-        done = int(self.count)
-        if done < self.budget:
-            unit = self._proposals(done, min(self.batch, self.budget - done))
-            theta = self._logarithms(unit)
+        if not self.search.done:
+            theta = self.search.propose()
             found = world.correlations(theta, self.lags, self.lanes, self.seed, common=True)
-            losses = mismatch(found, self.target)
-            self.theta[done : done + len(theta)], self.losses[done : done + len(theta)] = theta, losses
-            self.count += len(theta)
-            if int(self.count) >= min(self.initial, self.budget):
+            self.search.record(theta, mismatch(found, self.target))
+            if self.search.informed:
                 self._conclude(world)
-        elif int(self.refined) < self.refinements:
+        elif not self.refinement.done:
             self._refine(x, world)
         return self._scalars()
 
@@ -232,60 +194,29 @@ class SimulationFit(nn.Module):
         found = {"friction": float(G[-max(1, self.lags // 10) :].mean()), "mass": self.kT / float(vv[0])}
         return found | {"memory_time": float(fit_exponentials(t, G.cpu(), 1).kernel.memory_time())}
 
-    def _proposals(self, done: int, count: int) -> np.ndarray:
-        p = self.theta.shape[1]
-        if done < self.initial:
-            return sobol(done + count, p, self.seed)[done:]
-        if self.search == "cma":
-            unit = (self.theta[:done] - self.low) / (self.high - self.low)
-            return propose_with_cma(
-                unit.cpu().numpy(), self._log_losses().numpy(), self.initial, count, self.seed
-            )
-        surrogate = self._surrogate()
-        if self.search == "botorch":
-            values = np.asarray(self._log_losses())
-            return propose_with_botorch(surrogate.x, values, count, self.seed + done)
-        return propose(surrogate, count, self.seed + done)
-
-    def _log_losses(self) -> Tensor:
-        """ln L, with the worst finite value for simulations that flew apart.
-
-        Raises:
-            ValueError: if all of them did.
-        """
-        values = (self.losses[: int(self.count)] + SMALLEST).log().cpu()
-        if not bool(values.isfinite().any()):
-            raise ValueError(
-                f"all {len(values)} simulations flew apart with a step of at most {self.step:g}: give a "
-                "smaller step, or search heavier masses"
-            )
-        return values.nan_to_num(nan=torch.inf).clamp_max(values[values.isfinite()].max())
-
-    def _surrogate(self) -> Surrogate:
-        """Of the best sets so far; the conclusion of one call serves the proposals of the next."""
-        if self._fitted is None or self._fitted_to != int(self.count):
-            values = self._log_losses()
-            best = values.argsort()[:MOST].sort().values
-            unit = (self.theta[: int(self.count)] - self.low) / (self.high - self.low)
-            self._fitted = fit_surrogate(unit.cpu()[best].numpy(), values[best].numpy())
-            self._fitted_to = int(self.count)
-        return self._fitted
-
     def _conclude(self, world: Repeating) -> None:
         """The minimiser, simulations there, and the sets that the data do not exclude: their loss,
         as far as the surrogate knows it, does not exceed the largest of the repeats.
         """
-        surrogate = self._surrogate()
-        best = minimiser(surrogate, self.seed)
-        scatter = self._judge(self._logarithms(best), world)
-        pool = np.concatenate([best[None], candidates(surrogate, self.seed)])
-        mean, spread = surrogate.predict(pool)
-        self._open = self._logarithms(pool[mean - spread <= mean[0] + scatter])
+        scatter = self._judge(self.search.best(), world)
+        self._open = self.search.left_open(scatter)
         self._keep(self._open[0], self._open[None])
+
+    def _refine(self, x: Tensor, world: Repeating) -> None:
+        """One step of each start; after the last, their means and errors."""
+        if self._open is None:  # resumed from a checkpoint
+            self._conclude(world)
+        assert self._open is not None
+        some = self._open[:: max(1, len(self._open) // CONTENDERS)][:CONTENDERS]
+        self.refinement.advance(x, world, torch.cat([some, self.search.evaluated(CONTENDERS)]))
+        if self.refinement.done:
+            best, possible = self.refinement.settled(x.numel() / self.samples)
+            self._judge(best, world)
+            self._keep(best, possible)
 
     def _judge(self, theta: Tensor, world: Repeating) -> float:
         """Repeated simulations at a set (p,); ln of the largest loss over their mean."""
-        seed = self.seed + 1 + int(self.count) + int(self.refined)
+        seed = self.seed + 1 + int(self.search.count) + int(self.refinement.taken)
         repeats = world.correlations(theta.repeat(REPEATS, 1), self.lags, self.lanes, seed, common=False)
         to_data = mismatch(repeats, self.target)
         between = mismatch(repeats[:, None], repeats).sum(1) / (REPEATS - 1)  # of each to the others
@@ -297,7 +228,7 @@ class SimulationFit(nn.Module):
 
     def _keep(self, best: Tensor, possible: Tensor) -> None:
         """The best set (p,), and groups of sets that are possible (G, S, p), whose ranges are joined."""
-        level = possible.new_tensor([0.025, 0.975] if int(self.refined) else [0.0, 1.0])
+        level = possible.new_tensor([0.025, 0.975] if int(self.refinement.taken) else [0.0, 1.0])
 
         def joined(values: Tensor) -> Tensor:  # (G, S, q) -> (2, q)
             low, high = values.quantile(level, dim=1)
@@ -307,76 +238,16 @@ class SimulationFit(nn.Module):
         each = integrals_of(possible.flatten(0, 1), self.terms).unflatten(0, possible.shape[:2])
         self.integrals.copy_(torch.cat([integrals_of(best[None], self.terms), joined(each)]))
 
-    def _refine(self, x: Tensor, world: Repeating) -> None:
-        """One step from each start on weighted moments; after the last, their means and errors."""
-        k, lags = int(self.refined), chosen_lags(self.lags, x.device)
-        seed = self.seed + 2 + self.budget + k
-        target = moments(x, world.potential, lags).mean(0)
-        centres = self.estimates[k - 1] if k else self._contenders(world, lags, target, seed)
-        prior = (self.low + self.high) / 2, (self.high - self.low) / 2
-        for s, centre in enumerate(centres[centres.isfinite().all(1)]):
-            spread = torch.full_like(centre, SPREAD[1])
-            if k:
-                known = torch.linalg.inv(self.information[k - 1, s] + torch.diag(prior[1] ** -2))
-                spread = (2 * known.diagonal().sqrt()).clamp(*SPREAD)
-            sets = torch.cat([centre[None], centre + spread.diag(), centre - spread.diag()])
-            found = world.moments(sets, lags, self.refining_lanes, seed)
-            step = refine(centre, found, target, spread, x.numel() / self.samples, prior)
-            self.estimates[k, s] = torch.minimum(torch.maximum(step.estimate, self.low), self.high)
-            self.information[k, s] = step.information
-            self.distances[k, s] = self.low.new_tensor([step.distance, step.freedom])
-        self.refined += 1
-        if int(self.refined) == self.refinements:
-            self._settle(world, x.numel() / self.samples, prior[1])
-
-    def _contenders(self, world: Repeating, lags: Tensor, target: Tensor, seed: int) -> Tensor:
-        """Of the sets that the search has left open, and of its best, the nearest ones of unlike masses."""
-        if self._open is None:
-            self._conclude(world)
-        assert self._open is not None
-        best = self.losses[: int(self.count)].nan_to_num(torch.inf).argsort()[:CONTENDERS]
-        some = self._open[:: max(1, len(self._open) // CONTENDERS)][:CONTENDERS]
-        some = torch.cat([some, self.theta[best]])
-        distance = distances(world.moments(some, lags, self.refining_lanes, seed), target)
-        unlike = apart(some[:, 0], distance, self.high[0] - self.low[0], STARTS)
-        starts = torch.full((STARTS, some.shape[1]), torch.nan).to(some)
-        starts[: len(unlike)] = some[unlike]
-        return starts
-
-    def _settle(self, world: Repeating, worth: float, wide: Tensor) -> None:
-        """The nearest start's end, and a normal distribution for each that is as near, within the ranges."""
-        half = self.refinements // 2
-        simulated = self.refining_lanes * (self.refinements - half)
-        ends = self.estimates[half:].mean(0)
-        distance = self.distances[-1, :, 0].nan_to_num(torch.inf)
-        near = (distance <= distance.min() + AS_NEAR * len(wide)) & ends.isfinite().all(1)
-        excess = (distance / self.distances[-1, :, 1]).clamp_min(1)  # what has not closed in knows less
-        information = self.information[half:].mean(0) / (excess * (1 + worth / simulated))[:, None, None]
-        information = information[near]
-        covariance = torch.linalg.inv(information + torch.diag(wide**-2))
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.randn(DRAWS, len(wide), generator=generator, dtype=torch.float64).to(wide)
-        possible = ends[near, None] + draws @ torch.linalg.cholesky(covariance).mT
-        best = ends[distance.argmin()]
-        self._judge(best, world)
-        self._keep(best, torch.minimum(torch.maximum(possible, self.low), self.high))
-
-    def _logarithms(self, unit: np.ndarray) -> Tensor:
-        """Of places in the unit cube, (..., p)."""
-        return self.low + torch.from_numpy(unit).to(self.low) * (self.high - self.low)
-
     def _scalars(self) -> dict[str, float]:
-        done = int(self.count)
         direct = {f"direct_{name}": value for name, value in self._direct.items()}
         scalars = direct | {
-            "evaluations": float(done),
-            "best_loss": float(self.losses[:done].nan_to_num(torch.inf).min()),
+            "evaluations": float(self.search.count),
+            "best_loss": self.search.smallest(),
         }
         if bool(self.found.isnan().any()):
             return scalars
-        if int(self.refined):
-            distance, freedom = self.distances[int(self.refined) - 1].unbind(-1)
-            scalars["misfit"] = float((distance / freedom).nan_to_num(torch.inf).min())
+        if int(self.refinement.taken):
+            scalars["misfit"] = self.refinement.misfit
         return scalars | self.incumbent.scalars()
 
 
