@@ -1,6 +1,6 @@
 """What recording costs: a snapshot of the weights each step, in a bare loop and in Lightning's Trainer.
 
-python benchmarks/weight_recording.py               forty pairs of runs, about two minutes
+python benchmarks/weight_recording.py               two hundred pairs of blocks of steps, about a minute
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from observatory.callbacks import WeightFluctuations as RecordedFluctuations
@@ -25,6 +25,9 @@ from observatory.numerics.curvature import ravel
 from observatory.numerics.statistics import bootstrap
 from observatory.training import MLP, Supervised
 from observatory.weights.instrument import WeightFluctuations
+
+BLOCK = 20  # steps
+PAIRS_OF_A_RUN = 20  # of blocks
 
 
 def recording(snapshots: int) -> None:
@@ -53,55 +56,74 @@ def recording(snapshots: int) -> None:
           f"({own / step:.1%})")  # fmt: skip
 
 
-class _Clock(pl.Callback):
-    """Processor time of a step, between two steps of a run: a busy machine hardly changes it."""
+class _InTurns(Supervised):
+    """Takes the callback out of the Trainer and puts it back, a block of steps after the other.
 
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last, self.seconds = first, last, math.nan
+    Neighbouring blocks are compared, since over a run the machine's speed changes by more than recording
+    costs. Processor time, so that other work on the machine matters little.
+    """
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.first:
-            self.seconds = -time.process_time()
-        elif trainer.global_step == self.last:
-            self.seconds = (self.seconds + time.process_time()) / (self.last - self.first)
+    def __init__(self, own: pl.Callback) -> None:
+        super().__init__(MLP([784, 50, 50, 10]), optimizer=partial(torch.optim.SGD, lr=0.1))
+        self._own, self.blocks = [own], []  # in a list: not a part of the module
+        self._started = math.nan
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step % BLOCK == 0:  # between the hooks, which go through the callbacks
+            now = time.process_time()
+            self.blocks.append((now - self._started) / BLOCK)
+            callbacks, (own,) = self.trainer.callbacks, self._own
+            if len(self.blocks) % 2 == 0:
+                callbacks.remove(own)
+            elif own not in callbacks:
+                callbacks.insert(0, own)
+            self._started = time.process_time()
+        return super().training_step(batch, batch_idx)
 
 
-def recording_in_a_trainer(steps: int, pairs: int) -> None:
-    """The setting of Feng and Tu in Lightning's Trainer: pairs of short runs, with and without, in turns."""
-    x, y = torch.randn(50 * (steps + 1), 784), torch.randint(10, (50 * (steps + 1),))
+def recording_in_a_trainer(pairs: int) -> None:
+    """The setting of Feng and Tu in Lightning's Trainer, steps with and without the callback in turns."""
+    steps = BLOCK * (2 * PAIRS_OF_A_RUN + 1)
+    x, y = torch.randn(50 * steps, 784), torch.randint(10, (50 * steps,))
     loader = DataLoader(TensorDataset(x, y), 50)
 
-    def run(recorded: bool) -> tuple[float, Tensor]:
-        own = RecordedFluctuations(window=(0, steps + 1), select=r"\.3\.weight$", directions=4, at=[0])
-        clock = _Clock(steps // 10, steps)
-        trainer = pl.Trainer(
-            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tempfile.mkdtemp(),
-            callbacks=[own, clock] if recorded else [clock],
-        )  # fmt: skip
+    def run(module_of: Callable[[], pl.LightningModule], callbacks: list[pl.Callback]) -> pl.LightningModule:
         torch.manual_seed(0)
-        module = Supervised(MLP([784, 50, 50, 10]), optimizer=partial(torch.optim.SGD, lr=0.1))
-        trainer.fit(module, loader)
-        return clock.seconds * 1e6, ravel(dict(module.named_parameters())).detach()
+        module = module_of()
+        pl.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=callbacks,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tempfile.mkdtemp(),
+        ).fit(module, loader)  # fmt: skip
+        return module
 
-    without, differences, equal = [], [], True
-    for k in range(pairs + 1):
-        first, second = run(k % 2 == 0), run(k % 2 == 1)
-        plain, own = (second, first) if k % 2 == 0 else (first, second)
-        equal &= torch.equal(plain[1], own[1])
-        if k:  # the first pair warms up
-            without.append(plain[0])
-            differences.append(own[0] - plain[0])
+    def recorder() -> pl.Callback:
+        return RecordedFluctuations(window=(0, steps + 1), select=r"\.3\.weight$", directions=4, at=[0])
+
+    def plain() -> Supervised:
+        return Supervised(MLP([784, 50, 50, 10]), optimizer=partial(torch.optim.SGD, lr=0.1))
+
+    alone, watched = (
+        ravel(dict(run(plain, callbacks).named_parameters())).detach() for callbacks in ([], [recorder()])
+    )
+    without, differences = [], []
+    while len(differences) < pairs:
+        own = recorder()
+        blocks = run(partial(_InTurns, own), [own]).blocks[
+            2:
+        ]  # the first one warms up; then without and with, in turns
+        without += blocks[::2]
+        differences += [one - other for one, other in zip(blocks[1::2], blocks[::2], strict=False)]
     step = torch.tensor(without).median()
     found = bootstrap(
         torch.tensor(differences) / step,
         lambda d: d.median(-1).values,
         generator=torch.Generator().manual_seed(0),
     )
+    same = "bit-identical" if torch.equal(alone, watched) else "DIFFERENT"
     print(
-        f"a step in the Trainer takes {step:.0f} µs of processor time; recording every step adds "
-        f"{found.estimate:+.1%} (median of {pairs} pairs of {steps} steps, 95 % {found.low:+.1%} to "
-        f"{found.high:+.1%}); weights afterwards {'bit-identical' if equal else 'DIFFERENT'}"
+        f"a step in the Trainer takes {1e6 * step:.0f} µs of processor time; recording every step adds "
+        f"{found.estimate:+.1%} (median of {len(differences)} pairs of {BLOCK} steps, 95 % {found.low:+.1%} "
+        f"to {found.high:+.1%}); weights afterwards {same}"
     )
 
 
@@ -120,13 +142,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=40, help="of runs in the Trainer")
+    parser.add_argument("--pairs", type=int, default=200, help="of blocks of steps in the Trainer")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     recording(1000)
-    recording_in_a_trainer(600, options.pairs)
+    recording_in_a_trainer(options.pairs)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ from observatory.observing.observer import Observer
 from observatory.observing.schedule import Schedule
 from observatory.observing.source import ProbeSource
 
+OF_EVERY_STEP = (
+    "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"
+)  # fmt: skip
+
 _without_logger: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()
 
 
@@ -60,6 +64,16 @@ class ObservingCallback(Callback):
         self.observer = Observer(instruments, schedule=schedule, max_overhead=max_overhead, strict=strict)
         self.attached = False  # from the environment, unknown to the script
         self._step = -1
+        self._pass_over_empty_hooks()
+
+    def _pass_over_empty_hooks(self) -> None:
+        """Lightning calls what is callable, with all that belongs to a call, and asks every step.
+
+        On this object only: `super().on_after_backward(...)` of a subclass still finds the method.
+        """
+        for hook in OF_EVERY_STEP:
+            if getattr(type(self), hook).__module__.startswith("lightning."):
+                setattr(self, hook, None)
 
     @cached_property
     @override

@@ -83,6 +83,13 @@ class LiveModel:
             return function
         return self.function(forward=forward, output=output, select=select)
 
+    def places(self, function: ModelFunction) -> list[tuple[Tensor, int]]:
+        """The selected parameters, and where they lie; none if the function holds copies of them."""
+        if not any(kept is function for _, kept in self._kept.values()):
+            return []
+        selected = set(function.selected)
+        return [(p, p.data_ptr()) for name, p in self._parameters if name in selected]
+
     @property
     def ready(self) -> bool:
         """Whether every lazy parameter has its shape by now."""

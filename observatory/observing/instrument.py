@@ -128,6 +128,15 @@ class Instrument:
         """
         raise NotImplementedError
 
+    def repeats(self) -> Callable[[int], bool] | None:
+        """How to take the sample that was just taken at later steps, where a look takes longer than a sample.
+
+        A function of the step that samples the weights where they lie, and says whether it did; if not, and
+        where they have moved, `sample` is called with a look again. It runs as the loop has left everything:
+        gradients and autocast may be on or off.
+        """
+        return None
+
     def conclude(self, history: History) -> Mapping[str, Tensor]:
         """Quantities of a whole window or run."""
         raise NotImplementedError

@@ -192,7 +192,8 @@ class Observer:
         if not station.observes and station.waiting:
             self._probe_ready(station)
         if station.wants_sample(step, epoch):
-            station.sample(partial(self._passing, step=step, epoch=epoch), step, self._device)
+            if not station.sample_again(step):
+                station.sample(partial(self._passing, step=step, epoch=epoch), step, self._device)
         elif station.sampling:
             self._conclude(station, step, epoch)
         if step >= station.next and station.due(step, *self._pace(station, step)):
@@ -292,7 +293,7 @@ class Observer:
         model = live.same_function(forward=one.forward, output=one.output, select=one.select)
         if last is not None and last.model is model and last.probe is station.probe:
             return last.later(step, epoch)
-        station.passing = self._through(model, station, step, epoch)
+        station.passing, station.places = self._through(model, station, step, epoch), live.places(model)
         return station.passing
 
     def _through(self, model: ModelFunction, station: Station, step: int, epoch: int) -> Look:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -158,6 +158,18 @@ class WeightFluctuations(Instrument):
         if self._monitor is not None:
             self._done = self.window.complete(len(recorder))
         return None
+
+    def repeats(self) -> Callable[[int], bool] | None:
+        by_itself = self._monitor is None and self._recorder is not None and self._recorder.repeatable
+        return self._sample_again if by_itself else None
+
+    def _sample_again(self, step: int) -> bool:
+        recorder = self._recorder
+        if recorder is None:
+            return False
+        if self._group is not None and self._coefficients is not None:
+            self._steady &= float(self._group["lr"]) == self._coefficients[0]
+        return step - recorder.steps[-1] < self.window.every or recorder.repeat(step)
 
     def _join(self, look: Look) -> None:
         """Find the optimizer's settings; those at the first snapshot count, also of an earlier process."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from contextlib import suppress
+from ctypes import memmove
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,6 +123,20 @@ class Recorder:
             flat = self._sketch(flat)
         self._rows[number].copy_(flat, non_blocking=True)
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether `repeat` is possible."""
+        return self._copy is not None and self._copy.found
+
+    def repeat(self, step: int) -> bool:
+        """Take a snapshot of weights that lie where they lay at the last one; False if there is no room."""
+        number = len(self.steps)
+        if self._copy is None or number == self._capacity:
+            return False
+        self._copy.repeat(number)
+        self.steps.append(step)
+        return True
+
     def _grow(self) -> None:
         rows = self._allocate(2 * self._capacity + 1, *self._layout)
         rows[: self._capacity] = self._rows
@@ -221,32 +235,30 @@ class _Copy:
     """
 
     def __init__(self, rows: Tensor) -> None:
-        self._rows = rows.numpy()
-        self._sources: list[tuple[Tensor, int, np.ndarray, slice]] = []
+        self._rows, self._start, self._row = rows, rows.data_ptr(), rows.shape[1] * rows.element_size()
+        self._sources: list[tuple[Tensor, int, int]] = []  # tensor, place and bytes
+
+    @property
+    def found(self) -> bool:
+        """Whether it is known where the weights lie."""
+        return bool(self._sources)
 
     def __call__(self, theta: Mapping[str, Tensor], number: int) -> bool:
         """Copy to row `number`; False, and nothing is done, if some weights do not lie in one piece."""
-        moved = not self._sources
-        for tensor, (known, place, _, _) in zip(theta.values(), self._sources, strict=False):
-            moved |= tensor is not known or tensor.data_ptr() != place
-        if moved and not self._found(theta):
+        tensors, self._sources = list(theta.values()), []
+        in_one_piece = all(t.is_contiguous() and t.dtype == self._rows.dtype for t in tensors)
+        if not in_one_piece or sum(t.nbytes for t in tensors) != self._row:
             return False
-        for _, _, weights, columns in self._sources:
-            self._rows[number, columns] = weights
+        self._sources = [(tensor, tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
+        self.repeat(number)
         return True
 
-    def _found(self, theta: Mapping[str, Tensor]) -> bool:
-        """Whether the tensors are views of memory that numpy can read; looked up where one has moved."""
-        self._sources = []
-        if not all(tensor.is_contiguous() for tensor in theta.values()):
-            return False
-        start = 0
-        for tensor in theta.values():
-            weights = tensor.detach().reshape(-1).numpy()
-            self._sources.append(
-                (tensor, tensor.data_ptr(), weights, slice(start, start := start + len(weights)))
-            )
-        return True
+    def repeat(self, number: int) -> None:
+        """The same with the tensors of the last call."""
+        target = self._start + number * self._row
+        for _, place, size in self._sources:
+            memmove(target, place, size)
+            target += size
 
 
 def _in_large_pages(rows: int, width: int, dtype: torch.dtype) -> Tensor:

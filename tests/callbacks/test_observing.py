@@ -12,7 +12,7 @@ from contract import EVERY_STEP, CallbackContract, SaveAt
 from runs import Classifier, fit
 from torch import Tensor
 
-from observatory.callbacks.callback import ObservingCallback
+from observatory.callbacks.callback import OF_EVERY_STEP, ObservingCallback
 from observatory.looking import Look
 from observatory.observing import History, Instrument, logbook
 from observatory.records import Quantity, open_run
@@ -185,7 +185,8 @@ def test_exception_of_the_user_closes_the_record_and_is_the_users(tmp_path):
     with pytest.raises(ZeroDivisionError, match="mine"):
         fit(tmp_path, [callback], module=Raises)
     assert open_run(tmp_path / "observatory/run_0")["norm/looks"].steps.tolist() == list(range(6))
-    assert callback.observer.stations[0].record is None and not logbook._open
+    assert callback.observer.stations[0].record is None
+    assert not any(tmp_path in directory.parents for directory in logbook._open)
     fit(tmp_path, [callback], max_epochs=1)  # begins afresh
     assert open_run(tmp_path / "observatory/run_1")["norm/looks"].values.tolist() == list(range(1, 14))
 
@@ -260,6 +261,20 @@ def test_looks_from_every_hook_disturb_nothing(tmp_path, accumulate):
     watched = fit(tmp_path / "a", [FromEveryHook(**EVERY_STEP)], accumulate_grad_batches=accumulate)
     watched.assert_same(fit(tmp_path / "b", accumulate_grad_batches=accumulate))
     assert len(open_run(tmp_path / "a/observatory/run_0")["norm/looks"]) > 50
+
+
+def test_empty_hooks_are_passed_over_and_those_of_a_subclass_are_not(tmp_path):
+    class Hears(WatchNorm):
+        heard = 0
+
+        def on_after_backward(self, trainer, module):
+            super().on_after_backward(trainer, module)
+            self.heard += 1
+
+    assert {getattr(WatchNorm(**EVERY_STEP), hook) for hook in OF_EVERY_STEP} == {None}
+    hears = Hears(**EVERY_STEP)
+    fit(tmp_path, [hears])
+    assert hears.heard == 24  # batches in two epochs
 
 
 def test_bits_of_a_disturbed_run_differ(tmp_path):

@@ -117,3 +117,51 @@ def test_looks_of_samples_are_of_their_own_steps_and_of_the_weights_where_they_l
     assert [(look.step, look.epoch) for look in one.looks] == [(1, 0), (2, 1), (3, 1)]
     first, second, third = (look.model.parameters["0.weight"] for look in one.looks)
     assert first is second and first.abs().sum() > 0 and third.abs().sum() == 0
+
+
+class Repeating(Passing):
+    """Says how its samples are repeated, of which every fifth needs a look."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.repeated = []
+
+    def sample(self, look):
+        self.looks.append(look.step)
+
+    def repeats(self):
+        return lambda step: step % 5 != 0 and self.repeated.append(step) is None
+
+
+def test_samples_are_repeated_without_a_look_until_the_weights_move(tmp_path):
+    model, one = network(), Repeating()
+    with observatory.watch(model, probe=batches()[0], instruments=[one], every_n_steps=10**9) as watch:
+        for step in range(1, 9):
+            if step == 7:
+                model[0].weight.data = model[0].weight.data.clone()
+            watch.step()
+    assert (one.looks, one.repeated) == ([1, 5, 7], [2, 3, 4, 6, 8])
+
+
+def test_samples_of_raised_weights_are_not_repeated(tmp_path):
+    """What a look holds are copies: it would repeat those of its own step."""
+    model, one = network().bfloat16(), Repeating()
+    with observatory.watch(model, probe=batches()[0], instruments=[one], every_n_steps=10**9) as watch:
+        for _ in range(4):
+            watch.step()
+    assert (one.looks, one.repeated) == ([1, 2, 3, 4], [])
+
+
+def test_a_repetition_that_fails_switches_the_instrument_off(tmp_path):
+    class Broken(Repeating):
+        def repeats(self):
+            return lambda step: 1 / 0
+
+    one = Broken()
+    with (
+        pytest.warns(UserWarning, match="division by zero"),
+        observatory.watch(network(), probe=batches()[0], instruments=[one], out=tmp_path) as watch,
+    ):
+        for _ in range(4):
+            watch.step()
+    assert one.looks == [1]

@@ -119,3 +119,23 @@ def test_step_of_divergence_is_named(generator):
     rows = walk(500, 10, generator)
     rows[6, 3] = torch.inf
     assert record(rows).diverged_at() == 22
+
+
+def test_repeated_snapshots_are_those_of_the_moment(generator):
+    rows = walk(500, 9, generator)
+    a, b = rows[0, :12].reshape(3, 4).clone(), rows[0, 12:].clone()
+    recorder = Recorder({"a": a, "b": b}, capacity=4)
+    for step, row in enumerate(rows):
+        a.copy_(row[:12].reshape(3, 4))
+        b.copy_(row[12:])
+        if not (step and recorder.repeat(step)):  # 4 is the first without room
+            recorder.add({"a": a, "b": b}, step)
+            assert step in (0, 4)
+    assert torch.equal(recorder.trajectory().differences, rows - rows[0])
+
+
+def test_weights_of_another_size_are_not_copied(generator):
+    recorder = Recorder({"a": torch.zeros(6)}, capacity=4)
+    with pytest.raises(RuntimeError, match="size"):
+        recorder.add({"a": torch.zeros(7)}, 0)
+    assert not recorder.repeatable
