@@ -62,7 +62,7 @@ def assert_same(one: Run, other: Run) -> None:
 
 
 # inside a window of samples, at its end, and behind it
-@pytest.mark.parametrize("workers, at", [(0, 5), (0, 7), (2, 17)])
+@pytest.mark.parametrize("workers, at", [(0, 5), pytest.param(0, 7, marks=pytest.mark.slow), (2, 17)])
 def test_resumed_run_and_record_are_those_of_the_uninterrupted_one(tmp_path, workers, at):
     whole = run(tmp_path / "whole", steps=30, workers=workers)
     run(tmp_path / "parts", steps=at + 3, workers=workers, save=at)

@@ -63,6 +63,7 @@ def searched(start: int, propose_next: Callable[[np.ndarray, int], np.ndarray]) 
     return x
 
 
+@pytest.mark.slow
 def test_few_batches_go_deeper_into_a_valley_than_as_many_points_all_over():
     """Medians over ten starts: which single start is lucky depends on the points that a library draws."""
     found = [

@@ -178,6 +178,7 @@ def test_spectral_density_is_the_transform_of_the_correlation():
     torch.testing.assert_close(density, direct, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_likelihood_below_the_memory_time_knows_all_three():
     """Δt = τ/2, 65 536 samples: within 3 standard errors, which are 0.9, 0.9 and 1.0 %; friction first."""
     fit = whittle_fit(oscillator(0.25), 0.25, 1.0, stiffness=1.0)

@@ -76,6 +76,7 @@ def test_commuting_noise_keeps_detailed_balance(training_set):
     assert abs(entropy_production(0.05 * noise, q, sigma)) < 1e-12
 
 
+@pytest.mark.slow
 def test_one_long_trajectory_shows_its_circulation(generator):
     """A driven rotation: δ' = (1 - ηH)δ - ηξ with H and the noise in different axes."""
     hessian = torch.diag(torch.tensor([1.0, 0.2])).double()
