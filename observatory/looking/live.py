@@ -31,7 +31,7 @@ class LiveModel:
         self._twin: nn.Module | None = None
         self._signature: tuple[tuple[str, torch.Size], ...] = ()
         self._parameters: list[tuple[str, nn.Parameter]] = []  # of the last full walk through the module
-        self._kept: dict[tuple[Any, ...], tuple[list[Any], ModelFunction]] = {}
+        self._kept: dict[tuple[Any, ...], tuple[list[int], ModelFunction]] = {}
 
     def prepare(self) -> None:
         """Build the twin now; it waits while the module has no parameters, or lazy ones."""
@@ -78,8 +78,8 @@ class LiveModel:
         For what happens after every update: a few microseconds instead of hundreds. A parameter object that
         was exchanged for another is noticed by the next `function` only.
         """
-        places, function = self._kept.get((forward, output, select), (None, None))
-        if function is not None and places == self._places():
+        found, function = self._kept.get((forward, output, select), (None, None))
+        if function is not None and found == self._unmoved():
             return function
         return self.function(forward=forward, output=output, select=select)
 
@@ -101,7 +101,8 @@ class LiveModel:
         first = self._parameters[0][1] if self._parameters else next(self.module.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
-    def _places(self) -> list[Any]:
+    def _unmoved(self) -> list[int]:
+        """Equal while nothing moves: places, inverted where frozen, since numbers compare fastest."""
         return [p.data_ptr() if p.requires_grad else ~p.data_ptr() for _, p in self._parameters]
 
     def _keep(self, key: tuple[Any, ...], function: ModelFunction) -> None:
@@ -111,7 +112,7 @@ class LiveModel:
             not isinstance(p, DTensor) and p.data_ptr() == v.data_ptr()
             for (_, p), v in zip(self._parameters, seen, strict=True)
         ):
-            self._kept[key] = (self._places(), function)
+            self._kept[key] = (self._unmoved(), function)
         else:
             self._kept.pop(key, None)
 

@@ -150,8 +150,8 @@ class WeightFluctuations(Instrument):
             if self._monitor is not None and self._pending is None and not self._at_rest(look):
                 return None
             self._recorder = self._begin(look)
-        elif self._group is not None and self._coefficients is not None:
-            self._steady &= float(self._group["lr"]) == self._coefficients[0]
+        else:
+            self._watch_rate()
         recorder = self._recorder
         if not recorder.steps or look.step - recorder.steps[-1] >= self.window.every:
             recorder.add(look.model.theta, look.step)
@@ -167,9 +167,12 @@ class WeightFluctuations(Instrument):
         recorder = self._recorder
         if recorder is None:
             return False
+        self._watch_rate()
+        return step - recorder.steps[-1] < self.window.every or recorder.repeat(step)
+
+    def _watch_rate(self) -> None:
         if self._group is not None and self._coefficients is not None:
             self._steady &= float(self._group["lr"]) == self._coefficients[0]
-        return step - recorder.steps[-1] < self.window.every or recorder.repeat(step)
 
     def _join(self, look: Look) -> None:
         """Find the optimizer's settings; those at the first snapshot count, also of an earlier process."""

@@ -244,10 +244,11 @@ class _Copy:
         return bool(self._sources)
 
     def __call__(self, theta: Mapping[str, Tensor], number: int) -> bool:
-        """Copy to row `number`; False, and nothing is done, if some weights do not lie in one piece."""
+        """Copy to row `number`; False, and nothing is done, if some weights do not lie as in a row."""
         tensors, self._sources = list(theta.values()), []
-        in_one_piece = all(t.is_contiguous() and t.dtype == self._rows.dtype for t in tensors)
-        if not in_one_piece or sum(t.nbytes for t in tensors) != self._row:
+        dtype = self._rows.dtype
+        alike = all(t.device.type == "cpu" and t.dtype == dtype and t.is_contiguous() for t in tensors)
+        if not alike or sum(t.nbytes for t in tensors) != self._row:  # or it would read or write elsewhere
             return False
         self._sources = [(tensor, tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
         self.repeat(number)

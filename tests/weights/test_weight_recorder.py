@@ -134,8 +134,19 @@ def test_repeated_snapshots_are_those_of_the_moment(generator):
     assert torch.equal(recorder.trajectory().differences, rows - rows[0])
 
 
-def test_weights_of_another_size_are_not_copied(generator):
+@pytest.mark.parametrize(
+    "other", [torch.zeros(7), torch.zeros(6, device="meta")], ids=["of another size", "elsewhere"]
+)
+def test_weights_that_do_not_fit_a_row_are_not_copied_as_bytes(other):
     recorder = Recorder({"a": torch.zeros(6)}, capacity=4)
-    with pytest.raises(RuntimeError, match="size"):
-        recorder.add({"a": torch.zeros(7)}, 0)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"size|meta"):
+        recorder.add({"a": other}, 0)
     assert not recorder.repeatable
+
+
+def test_weights_of_another_type_are_converted():
+    recorder = Recorder({"a": torch.zeros(6)}, capacity=4)
+    for step in range(3):
+        recorder.add({"a": step * torch.arange(6)}, step)
+    assert not recorder.repeatable
+    assert recorder.trajectory().differences[2].tolist() == [0, 2, 4, 6, 8, 10]
