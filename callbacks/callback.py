@@ -67,13 +67,16 @@ class ObservingCallback(Callback):
         self._pass_over_empty_hooks()
 
     def _pass_over_empty_hooks(self) -> None:
+        for hook in OF_EVERY_STEP:
+            if getattr(type(self), hook).__module__.startswith("lightning."):
+                self._pass_over(hook)
+
+    def _pass_over(self, hook: str) -> None:
         """Lightning calls what is callable, with all that belongs to a call, and asks every step.
 
         On this object only: `super().on_after_backward(...)` of a subclass still finds the method.
         """
-        for hook in OF_EVERY_STEP:
-            if getattr(type(self), hook).__module__.startswith("lightning."):
-                setattr(self, hook, None)
+        setattr(self, hook, None)
 
     @cached_property
     @override
@@ -91,6 +94,7 @@ class ObservingCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        vars(self).pop("on_train_batch_start", None)  # an earlier `fit` may have passed over it
         if _trial(trainer):
             return
         self._step = trainer.global_step
@@ -113,6 +117,8 @@ class ObservingCallback(Callback):
     ) -> None:
         if self.observer.listening:
             self.observer.offer_batch(batch)
+        elif type(self).on_train_batch_start is ObservingCallback.on_train_batch_start:
+            self._pass_over("on_train_batch_start")  # until the next `fit`: every probe is found
 
     @override
     def on_train_batch_end(

@@ -35,7 +35,8 @@ class Adapted(pl.Callback):
 
     @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.callback.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        # of the class: the object's own may be switched off
+        type(self.callback).on_train_batch_start(self.callback, trainer, pl_module, batch, batch_idx)
 
     @override
     def on_train_batch_end(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from contextlib import suppress
-from ctypes import memmove
+from ctypes import c_ubyte
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,8 @@ from observatory.weights.trajectory import Trajectory, column_means, finite_rows
 Storage = Literal["full", "subset", "sketch", "directions"]
 ROWS = 128  # of frequent directions
 COORDINATES = 4096  # of a sketch
-LARGE = 2**25  # bytes from which on large pages pay; less is recycled by malloc
+LARGE = 2**22  # bytes from which on large pages pay; less is recycled by malloc
+PAGE = 2**21  # bytes of a large one
 
 
 def choose_storage(snapshots: int, size: int, *, memory: float, item: int) -> Storage:
@@ -235,8 +236,9 @@ class _Copy:
     """
 
     def __init__(self, rows: Tensor) -> None:
-        self._rows, self._start, self._row = rows, rows.data_ptr(), rows.shape[1] * rows.element_size()
-        self._sources: list[tuple[Tensor, int, int]] = []  # tensor, place and bytes
+        self._rows, self._row = rows, rows.shape[1] * rows.element_size()
+        self._target = _memory(rows)
+        self._sources: list[tuple[Tensor, memoryview]] = []  # each tensor kept, since its memory is read
 
     @property
     def found(self) -> bool:
@@ -250,27 +252,36 @@ class _Copy:
         alike = all(t.device.type == "cpu" and t.dtype == dtype and t.is_contiguous() for t in tensors)
         if not alike or sum(t.nbytes for t in tensors) != self._row:  # or it would read or write elsewhere
             return False
-        self._sources = [(tensor, tensor.data_ptr(), tensor.nbytes) for tensor in tensors]
+        self._sources = [(tensor, _memory(tensor)) for tensor in tensors]
         self.repeat(number)
         return True
 
     def repeat(self, number: int) -> None:
         """The same with the tensors of the last call."""
-        target = self._start + number * self._row
-        for _, place, size in self._sources:
-            memmove(target, place, size)
-            target += size
+        begin = number * self._row
+        for _, source in self._sources:
+            end = begin + len(source)
+            self._target[begin:end] = source
+            begin = end
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor; by way of numpy torch would not resize it any more."""
+    return memoryview((c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
 def _in_large_pages(rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Memory that is taken when it is written, in large pages: small ones cost more than the writing."""
+    """Memory that is taken when it is written, in large pages: small ones cost more than the writing.
+
+    Linux begins on the boundary of a large page only what is a multiple of it.
+    """
     size = rows * width * torch.empty(0, dtype=dtype).element_size()
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(rows, width, dtype=dtype)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without large pages
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(rows, width)
+    return torch.frombuffer(pages, dtype=dtype, count=rows * width).view(rows, width)
 
 
 def _flat(theta: Mapping[str, Tensor]) -> Tensor:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from contract import EVERY_STEP, CallbackContract, SaveAt
-from runs import Classifier, fit
+from runs import Classifier, examples, fit, loaders, trainer
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from observatory.callbacks.callback import OF_EVERY_STEP, ObservingCallback
 from observatory.looking import Look
@@ -275,6 +276,22 @@ def test_empty_hooks_are_passed_over_and_those_of_a_subclass_are_not(tmp_path):
     hears = Hears(**EVERY_STEP)
     fit(tmp_path, [hears])
     assert hears.heard == 24  # batches in two epochs
+
+
+def test_batches_are_offered_until_the_probe_is_found_and_again_in_the_next_run(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return zip(*examples().tensors, strict=True)
+
+    callback = ObservingCallback([Norm(probe=20)], **EVERY_STEP)
+    offered, offer = [], callback.observer.offer_batch
+    callback.observer.offer_batch = lambda batch: (offered.append(len(batch[0])), offer(batch))
+    for run in ("a", "b"):
+        offered.clear()
+        data = DataLoader(Stream(), 8), loaders()[1]
+        trainer(tmp_path / run, [callback], max_epochs=1).fit(Classifier(), *data)
+        assert offered == [8, 8, 8]
+        assert callback.on_train_batch_start is None
 
 
 def test_bits_of_a_disturbed_run_differ(tmp_path):

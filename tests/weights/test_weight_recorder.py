@@ -134,6 +134,16 @@ def test_repeated_snapshots_are_those_of_the_moment(generator):
     assert torch.equal(recorder.trajectory().differences, rows - rows[0])
 
 
+def test_weights_can_be_resized_while_they_are_recorded():
+    """As FSDP does with the memory of its weights; what numpy has seen cannot."""
+    weights = torch.arange(6.0)
+    recorder = Recorder({"a": weights}, capacity=4)
+    recorder.add({"a": weights}, 0)
+    assert recorder.repeat(1)
+    weights.untyped_storage().resize_(0)
+    assert weights.data_ptr() == 0
+
+
 @pytest.mark.parametrize(
     "other", [torch.zeros(7), torch.zeros(6, device="meta")], ids=["of another size", "elsewhere"]
 )
