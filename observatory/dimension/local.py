@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from observatory.dimension.halves import inverse_dimensions_in_halves
-from observatory.dimension.neighbours import Neighbours
+from observatory.dimension.neighbours import Neighbours, ratio_or_nan
 from observatory.dimension.result import DEPTH, FEWEST, Dimension, neighbours_of, undefined
 
 Combine = Literal["mackay", "mean", "median"]
@@ -39,12 +39,12 @@ def levina_bickel(x: Tensor | Neighbours, *, k: int = 20, combine: Combine = "ma
     near = neighbours_of(x, k, max(DEPTH, 3 * k))
     if near.distances.shape[1] < k:
         return undefined(near, (), 0)
-    inverse = inverse_dimensions(near.distances, k)
+    inverse = _inverse(near.logarithms[:, :k])
     valid = inverse.isfinite().sum()
     if valid < FEWEST:
         return undefined(near, (), valid)
-    first, last = near.distances[:, 0].mean(), near.distances[:, k - 1].mean()
     error = partial(_scatter, near, k, combine)
+    first, last = near.scales[0], near.scales[k - 1]
     return Dimension(combined(inverse, combine), error, valid, first, last, near.dropped)
 
 
@@ -56,9 +56,15 @@ def _scatter(near: Neighbours, k: int, combine: Combine) -> Tensor:
 
 def inverse_dimensions(distances: Tensor, k: int = 20) -> Tensor:
     """1/m of each point, shape (..., N) from distances (..., N, ≥ k); NaN where all k are equal."""
-    logarithm = distances[..., :k].log()
-    inverse = logarithm[..., -1] - logarithm[..., :-1].mean(-1)
-    return torch.where((inverse > 0) & inverse.isfinite(), inverse, torch.nan)
+    return _inverse(distances[..., :k].log())
+
+
+def _inverse(logarithms: Tensor) -> Tensor:
+    k = logarithms.shape[-1]
+    weights = logarithms.new_full((k,), -1 / (k - 1))
+    weights[-1] = 1
+    tied = logarithms[..., -1] == logarithms[..., 0]  # the sum of what is equal may differ from zero
+    return ratio_or_nan(logarithms @ weights).masked_fill_(tied, torch.nan)
 
 
 def combined(inverse: Tensor, combine: Combine = "mackay") -> Tensor:

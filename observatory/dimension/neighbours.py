@@ -37,6 +37,21 @@ class Neighbours:
         """(n, k), rows of `points`; searched when they are read, unless they came with the distances."""
         return self.located() if callable(self.located) else self.located
 
+    @cached_property
+    def logarithms(self) -> Tensor:
+        """(n, k), of the distances: read by all estimators from ratios."""
+        return self.distances.log()
+
+    @cached_property
+    def ratios(self) -> Tensor:
+        """(n,), the logarithms of r₂/r₁, ascending; behind them NaN of ties."""
+        return ascending(ratio_or_nan(self.logarithms.select(1, 1) - self.logarithms.select(1, 0)))
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """(k,), mean distance to the neighbour of each rank."""
+        return self.distances.mean(0)
+
 
 def nearest_neighbours(
     x: Tensor,
@@ -84,6 +99,11 @@ def nearest_neighbours(
         if bool(distinct.all()):
             return near
         points, kept = _centred(points[distinct]), kept[distinct]
+
+
+def ratio_or_nan(log_ratio: Tensor) -> Tensor:
+    """NaN instead of the logarithm of a ratio that is 1 or infinite: of ties, and of distances of zero."""
+    return torch.where((log_ratio > 0) & (log_ratio < torch.inf), log_ratio, torch.nan)
 
 
 def samples_of(x: Tensor) -> Tensor:

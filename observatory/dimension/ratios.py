@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from observatory.dimension.halves import inverse_dimensions_in_halves
-from observatory.dimension.neighbours import Neighbours
+from observatory.dimension.neighbours import Neighbours, ratio_or_nan
 from observatory.dimension.result import FEWEST, Dimension, neighbours_of, undefined
 from observatory.dimension.selection import ascending
 
@@ -38,20 +38,19 @@ def two_nn(x: Tensor | Neighbours, *, method: Method = "ols", fraction: float = 
     near = neighbours_of(x, 2, TWO_NN_DEPTH)
     if near.distances.shape[1] < 2:
         return undefined(near, (), 0)
-    ratio = log_ratios(near.distances, 1, 2)
-    valid = ratio.isfinite().sum()
+    valid = (near.ratios > 0).sum()
     if valid < FEWEST:
         return undefined(near, (), valid)
-    value = rate_of(ratio, method=method, fraction=fraction)
+    value = _rate(near.ratios, valid[None], method, fraction)
     error = value / (valid * (1.0 if method == "ml" else fraction) - 2).sqrt()
-    first, second = near.distances[:, 0].mean(), near.distances[:, 1].mean()
     scatter = partial(_scatter, near, fraction)
+    first, second = near.scales[:2]
     return Dimension(value, scatter if method == "ols" else error, valid, first, second, near.dropped)
 
 
 def _scatter(near: Neighbours, fraction: float) -> Tensor:
     """Standard error of the regression, from random halves."""
-    halves = _valid(inverse_dimensions_in_halves(near, 2, TWO_NN_DEPTH))
+    halves = ratio_or_nan(inverse_dimensions_in_halves(near, 2, TWO_NN_DEPTH))
     return rate_of(halves, method="ols", fraction=fraction).std()
 
 
@@ -66,11 +65,7 @@ def _check(method: str, fraction: float) -> None:
 
 def log_ratios(distances: Tensor, n1: int, n2: int) -> Tensor:
     """ln(r_n2/r_n1) of distances (..., N, k), shape (..., N); NaN for ties and distances of zero."""
-    return _valid(distances[..., n2 - 1].log() - distances[..., n1 - 1].log())
-
-
-def _valid(ratio: Tensor) -> Tensor:
-    return torch.where((ratio > 0) & ratio.isfinite(), ratio, torch.nan)
+    return ratio_or_nan(distances[..., n2 - 1].log() - distances[..., n1 - 1].log())
 
 
 def rate_of(log_ratio: Tensor, *, method: Method = "ols", fraction: float = 0.9) -> Tensor:
@@ -81,18 +76,21 @@ def rate_of(log_ratio: Tensor, *, method: Method = "ols", fraction: float = 0.9)
     - censored: (n - 1)/(Σ_{i≤n} ln μ_(i) + (N - n) ln μ_(n)), n = ⌊fraction N⌋.
     """
     n = log_ratio.isfinite().sum(-1, keepdim=True)
+    return _rate(log_ratio if method == "ml" else ascending(log_ratio), n, method, fraction)
+
+
+def _rate(ordered: Tensor, n: Tensor, method: Method, fraction: float) -> Tensor:
+    """The same of ascending ln μ, NaN last, and their numbers (..., 1); "ml" needs no order."""
     if method == "ml":
-        return (n[..., 0] - 1) / log_ratio.nansum(-1)
-    ordered = ascending(log_ratio)  # NaN last
+        return (n[..., 0] - 1) / ordered.nansum(-1)
     order = torch.arange(1, ordered.shape[-1] + 1, device=ordered.device)
     last = (fraction * n + 1e-9).floor().long()  # 0.9 · 30 shall be 27
-    used = order <= last
-    below = torch.where(used, ordered, 0.0)
+    below = torch.where(order <= last, ordered, 0.0)
     if method == "censored":
         top = ordered.gather(-1, (last - 1).clamp_min(0))
         return ((last - 1) / (below.sum(-1, keepdim=True) + (n - last) * top))[..., 0]
-    height = torch.where(used, -torch.log1p(-(order / n.to(ordered)).clamp_max(1 - 1e-12)), 0.0)
-    return (below * height).sum(-1) / below.square().sum(-1)
+    height = (order / n.to(ordered)).clamp_max_(1 - 1e-12).neg_().log1p_()
+    return -torch.linalg.vecdot(below, height) / torch.linalg.vecdot(below, below)
 
 
 def gride(
@@ -129,14 +127,15 @@ def gride(
     if near.distances.shape[1] < max(second):
         return undefined(near, shape, 0)
     ranks = torch.tensor([first, second], device=near.distances.device)
-    used = near.distances.mT[ranks - 1]  # (2, scales, N)
-    ratio = _valid(used[1].log() - used[0].log())
+    used, place = ranks.unique(return_inverse=True)
+    logarithms = near.logarithms.index_select(1, used - 1).T.contiguous()[place]  # (2, scales, N)
+    ratio = ratio_or_nan(logarithms[1] - logarithms[0])
     ratio = without_outliers(ratio) if outlier_cut else ratio
     valid = ratio.isfinite().sum(-1)
     if valid.min() < FEWEST:
         return undefined(near, shape, valid if several else valid[0])
     value, error = gride_of(ratio, ranks[0], ranks[1])
-    scales = used.mean(-1)
+    scales = near.scales[ranks - 1]
     found = (value, error, valid, scales[0], scales[1])
     value, error, valid, first_scale, second_scale = found if several else (t[0] for t in found)
     return Dimension(value, error, valid, first_scale, second_scale, near.dropped)
@@ -166,16 +165,21 @@ def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Ten
     """
     valid = log_ratio.isfinite()
     n = valid.sum(-1).double()
-    total = torch.where(valid, log_ratio, 0.0).sum(-1)
+    log_ratio = torch.where(valid, log_ratio, NEGLIGIBLE)
+    without = log_ratio.shape[-1] - n
+    total = log_ratio.sum(-1)
     n1, n2 = (torch.as_tensor(k, device=log_ratio.device).double() for k in (n1, n2))
     inner = n2 - n1 - 1
 
     def score(d: Tensor) -> tuple[Tensor, Tensor]:
-        """The score, and the sum in minus its derivative, Σ [ln μ/(2 sinh(½ d ln μ))]²."""
-        decay = torch.expm1(-d[..., None] * log_ratio)
-        grown = torch.where(valid, log_ratio / -decay, 0.0)
-        curved = torch.linalg.vecdot(grown.square(), torch.where(valid, 1 + decay, 0.0))
-        return (n - 1) / d + inner * grown.sum(-1) - (n2 - 1) * total, curved
+        """The score, and the sum in minus its derivative, Σ [ln μ/(2 sinh(½ d ln μ))]².
+
+        With g = ln μ/(1 - μ^-d) it is Σ g (g - ln μ). Where ln μ is negligible, g = 1/d is subtracted.
+        """
+        grown = log_ratio / torch.expm1(-d[..., None] * log_ratio).neg_()
+        curved = torch.linalg.vecdot(grown, grown) - torch.linalg.vecdot(grown, log_ratio)
+        curved = curved - without / d.square()
+        return (n - 1) / d + inner * (grown.sum(-1) - without / d) - (n2 - 1) * total, curved
 
     low = (n - 1) / ((n2 - 1) * total)  # the score is positive here, since the sum inside is
     d = torch.maximum((torch.digamma(n2) - torch.digamma(n1)) * n / total, low)  # ⟨ln μ⟩ = (ψ(n₂) - ψ(n₁))/d
@@ -189,5 +193,6 @@ def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Ten
     return d, (n / d.square() + inner * curved).rsqrt()
 
 
-CLOSE_TO_ROOT = 1e-7  # relative step of Newton's method after which the error is its square
+NEGLIGIBLE = 1e-30  # a ln μ that adds nothing to a sum
+CLOSE_TO_ROOT = 1e-6  # relative step of Newton's method after which the error is its square
 _STEPS = 24  # from `low`, at worst 64 times too small, six double d and six converge quadratically
