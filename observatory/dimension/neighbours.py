@@ -146,12 +146,23 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _first_of_equal(x: Tensor) -> Tensor:
+    """The same by a number for each row, of all bits of all columns; rows of one number are compared."""
     weights = torch.randint(-(2**62), 2**62, (x.shape[1],), generator=torch.Generator().manual_seed(0))
-    hashed = (_bits(x) * (2 * weights + 1).to(x.device)).sum(1)  # modulo 2⁶⁴
+    hashed = (_mixed(_bits(x)) * (2 * weights + 1).to(x.device)).sum(1)  # modulo 2⁶⁴
     _, inverse = hashed.unique(return_inverse=True)
     order = torch.arange(len(x), device=x.device)
-    first = torch.full_like(order, len(x)).scatter_reduce(0, inverse, order, "amin")
-    return first[first < len(x)].sort().values
+    first = torch.full_like(order, len(x)).scatter_reduce(0, inverse, order, "amin")[inverse]
+    return ((first == order) | (x != x[first]).any(1)).nonzero().squeeze(1)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Integers in which each bit depends on all: in whole numbers most of the lower ones are zero.
+
+    The finaliser of SplitMix64 (Steele, Lea, Flood 2014, OOPSLA).
+    """
+    bits = (bits ^ (bits >> 30)) * -0x40A7B892E31B1A47
+    bits = (bits ^ (bits >> 27)) * -0x6B2FB644ECCEEE15
+    return bits ^ (bits >> 31)
 
 
 def reduced(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from observatory.dimension import levina_bickel, nearest_neighbours, two_nn
-from observatory.dimension.neighbours import reduced
+from observatory.dimension.neighbours import distinct_rows, reduced
 
 
 def by_definition(x: Tensor, k: int) -> Tensor:
@@ -44,6 +44,27 @@ def test_tight_clusters_far_apart_are_resolved(dtype, size, device, generator):
     torch.testing.assert_close(near.distances, by_definition(x, 20), rtol=max(1e-10, 100 * tolerance), atol=0)
     assert near.searched_again == (1000 if dtype == torch.float32 or size < 1e-6 else 101)
     assert levina_bickel(near).value.item() == pytest.approx(2.04, abs=0.1)
+
+
+@pytest.mark.parametrize("sides", [(30, 30), (10, 10, 10), (4, 4, 4, 4, 4)])
+def test_ties_in_few_dimensions_are_exact(sides, generator):
+    lattice = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in sides))
+    lattice = lattice - lattice.mean(0)  # halves: nothing is rounded
+    distances = nearest_neighbours(lattice, 20).distances
+    torch.testing.assert_close(distances, by_definition(lattice, 20), rtol=0, atol=0)
+    x = torch.cat([lattice, torch.randn(300, len(sides), dtype=torch.float64, generator=generator)])
+    for dtype in (torch.float32, torch.float64):  # few of its rows are tied
+        distances = nearest_neighbours(x, 2, dtype=dtype).distances
+        torch.testing.assert_close(distances, by_definition(x, 2), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("d", [2, 6, 40])
+def test_whole_numbers_are_no_duplicates(d, generator):
+    x = torch.randint(0, 17, (2000, d), generator=generator)
+    expected = len(x.unique(dim=0))
+    kept = distinct_rows(x.double())
+    assert len(kept) == len(x[kept].unique(dim=0)) == expected
+    assert nearest_neighbours(x.double() / 16, 2).dropped == 2000 - expected
 
 
 def test_float32_agrees_with_float64(generator):
