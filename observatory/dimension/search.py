@@ -20,6 +20,9 @@ LOOSE = 1e10  # ... and in float64 below this many, the distances that were sele
 CACHED = 2**23  # bytes of a chunk on a CPU: what was just written is read again from the cache
 FEW = 16  # of less than one row in so many the smallest entries are selected without groups
 TREE_DIMENSIONS = 6  # up to here a k-d tree takes differences, which keep ties, at no higher cost
+TREE_POINTS = 2100  # ... and, where no indices are wanted, at lower cost for more than 2100 (D - 1) points
+LEAF = 32  # points
+TIED = 1e-9  # relative difference of squares in float64 that may be rounding
 NARROW = 128  # dimensions up to which choosing the smallest takes longer than the matrix product
 
 
@@ -39,7 +42,7 @@ def nearest(
         Distances (rows, k) in float64, indices (rows, k), and the number of rows that had to be searched
         again.
     """
-    if rows is None and _tree_pays(x):
+    if rows is None and _few_dimensions(x):
         return *_by_tree(x, k), 0
     every = rows is None
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
@@ -50,7 +53,7 @@ def nearest(
             squares[left], indices[left] = _by_product(working, left, k, chunk_bytes)
     else:
         squares, indices = _by_product(working, rows, k, chunk_bytes)
-    unit = torch.finfo(dtype).eps * float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
+    unit = _unit(x, dtype)
     close = squares[:, 0] < CLOSE * unit
     distances = squares.clamp_min(0).sqrt()
     if dtype == torch.float64:
@@ -69,11 +72,13 @@ def distances_alone(
     x: Tensor, k: int, *, dtype: torch.dtype, chunk_bytes: int
 ) -> tuple[Tensor, Tensor | None, int]:
     """The same without the indices, where these cost more than the distances; None instead of them."""
-    if x.device.type != "cpu" or _wide(x) or _tree_pays(x):
+    if _few_dimensions(x) and len(x) <= TREE_POINTS * (x.shape[1] - 1):
+        return _ties_by_tree(x, k, chunk_bytes), None, 0
+    if x.device.type != "cpu" or _wide(x) or _few_dimensions(x):
         return nearest(x, k, dtype=dtype, chunk_bytes=chunk_bytes)
     squares = _values_by_product(x.to(dtype), k, chunk_bytes)
-    unit = torch.finfo(dtype).eps * float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
-    again = (squares[:, 0] < (LOOSE if dtype == torch.float64 else CLOSE) * unit).nonzero().squeeze(1)
+    again = squares[:, 0] < (LOOSE if dtype == torch.float64 else CLOSE) * _unit(x, dtype)
+    again = again.nonzero().squeeze(1)
     distances = squares.clamp_min_(0).sqrt_()
     if not len(again):
         return distances, None, 0
@@ -81,20 +86,36 @@ def distances_alone(
     return distances, None, closest if dtype == torch.float64 else len(again)
 
 
+def _ties_by_tree(x: Tensor, k: int, chunk_bytes: int) -> Tensor:
+    """Distances in few dimensions: by the product in float64; by differences where it cannot tell ties."""
+    squares = _values_by_product(x, k, chunk_bytes)
+    tied = (squares.diff(dim=1) <= TIED * squares[:, 1:]).any(1)
+    again = (tied | (squares[:, 0] < LOOSE * _unit(x, x.dtype))).nonzero().squeeze(1)
+    distances = squares.clamp_min_(0).sqrt_()
+    if len(again):
+        distances[again] = _by_tree(x, k, again)[0]
+    return distances
+
+
+def _unit(x: Tensor, dtype: torch.dtype) -> float:
+    """ε max‖x‖², of whose order errors of squares are."""
+    return torch.finfo(dtype).eps * float(torch.linalg.vector_norm(x, dim=1).max()) ** 2
+
+
 def _wide(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.shape[1] > NARROW
 
 
-def _tree_pays(x: Tensor) -> bool:
+def _few_dimensions(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.shape[1] <= TREE_DIMENSIONS
 
 
-def _by_tree(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _by_tree(x: Tensor, k: int, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
     from scipy.spatial import cKDTree
 
-    points = x.numpy()
-    distances, indices = (torch.from_numpy(found) for found in cKDTree(points).query(points, k=k + 1))
-    return distances[:, 1:].contiguous(), indices[:, 1:].contiguous()  # the first is the point itself
+    found = cKDTree(x.numpy(), leafsize=LEAF).query(x[rows].numpy(), k=k + 1)
+    distances, indices = (torch.from_numpy(one)[:, 1:] for one in found)  # the first is the point itself
+    return distances.contiguous(), indices.contiguous()
 
 
 def _values_by_product(x: Tensor, k: int, chunk_bytes: int) -> Tensor:
