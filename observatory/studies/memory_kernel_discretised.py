@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STEP = "data.init_args.dt"
 DIRECT, FITTED = "#4c72b0", "#c44e52"
-CLOSE = {"friction": 0.15, "memory_time": 0.2}  # relative; how near the truth counts as found
+CLOSE = {"friction": 0.1, "memory_time": 0.2}  # relative; how near the truth counts as found
 NAMES = {"friction": "friction γ", "memory_time": "memory time τ", "mass": "mass m"}
 
 
@@ -35,6 +35,8 @@ class _Step:
     low: dict[str, float]  # of what the data do not exclude
     high: dict[str, float]
     excess: float  # ≤ 0: the fit cannot be told from the data
+    positions: int
+    bound: dict[str, float]  # of ln, the least standard error; empty where moments were refined on
 
     def identified(self, name: str) -> bool:
         return self.excess <= TOLD_APART and self.high[name] < 2 * self.low[name]
@@ -45,7 +47,8 @@ class MemoryKernelDiscretised(Study):
 
     Direct inversion needs Δt below the memory time; the correlations of a simulated equation, thinned to the
     same Δt, can be matched to those of the data as long as Δt lies below the slowest time, the crossing of
-    the barrier. (Tepper, Dalton, Netz, J. Chem. Theory Comput. 20, 3061 (2024), arXiv:2401.09249.)
+    the barrier. (Tepper, Dalton, Netz, J. Chem. Theory Comput. 20, 3061 (2024), arXiv:2401.09249.) Where the
+    fit was refined on the likelihood of the positions, the bound of Cramér and Rao stands beside it.
 
     Args:
         gamma: the γ of the data.
@@ -79,7 +82,9 @@ class MemoryKernelDiscretised(Study):
                     "direct inversion of the correlations. Red: the equation simulated, thinned and "
                     "estimated like the data; bars are 95 % ranges, joined over all unlike sets that explain "
                     "the data, within the range searched. Open symbols are not identified (the bar spans a "
-                    "factor of two or more). Vertical lines: memory time, and time to cross the barrier.",
+                    "factor of two or more). Grey bands: where 95 % of the estimates of the best unbiased "
+                    "estimator lie, from as many positions. Vertical lines: memory time, and time to cross "
+                    "the barrier.",
                 )
             ],
             header=header,
@@ -93,6 +98,7 @@ class MemoryKernelDiscretised(Study):
         for name in ("friction", "memory_time"):
             text = self._reach(steps, name, "fitted", "The fit of simulations")
             found.append(Finding(f"{text} {self._range(steps, name)}"))
+        found += [Finding(self._known(step)) for step in steps if step.bound]
         found += [Finding(text) for name in ("memory_time", "mass") for text in self._open(steps, name)]
         apart = [step.dt / self.tau for step in steps if step.excess > TOLD_APART]
         if apart:
@@ -136,6 +142,17 @@ class MemoryKernelDiscretised(Study):
         return (
             f"The median error is {off:.1%}, and the 95 % range holds the true one at {len(known)} of "
             f"{len(below)} steps below the slowest time.{reach}"
+        )
+
+    def _known(self, step: _Step) -> str:
+        """What the positions of a step can tell at best, and how far off the fit is."""
+        best = ", ".join(f"{NAMES[name]} {step.bound[name]:.1%}" for name in NAMES)
+        off = ", ".join(f"{step.fitted[name] / self.truth[name] - 1:+.1%}" for name in NAMES)
+        needed = step.positions * (step.bound["memory_time"] / CLOSE["memory_time"] * 2) ** 2
+        return (
+            f"At Δt = {step.dt / self.tau:.3g} τ the {step.positions:.3g} positions let no unbiased "
+            f"estimator have smaller standard errors than {best}; the fit is off by {off}. The memory time "
+            f"is known within {CLOSE['memory_time']:.0%} (two standard errors) from {needed:.2g} positions on."
         )
 
     def _open(self, steps: Sequence[_Step], name: str) -> list[str]:
@@ -196,6 +213,11 @@ class MemoryKernelDiscretised(Study):
                 at, step.fitted[name] / true, "s", color=FITTED, ms=5, mfc=FITTED if sharp else "white",
                 label="fit of simulations" if step is steps[0] else None,
             )  # fmt: skip
+        known = [(step.dt / self.tau, 2 * step.bound[name]) for step in steps if step.bound]
+        if known:
+            at, wide = np.array(known).T
+            edges = np.exp(-wide), np.exp(wide)
+            axis.fill_between(at, *edges, color="0.5", alpha=0.25, lw=0, label="what positions can tell")
         for line, text in ((1.0, "τ"), (self.slowest / self.tau, "crossing")):
             axis.axvline(line, color="0.6", ls=":", lw=1)
             axis.annotate(text, (line, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top",
@@ -209,4 +231,16 @@ def _read(run: FinishedRun) -> _Step:
         {name: run.metric(f"train/{name}{end}") for name in NAMES} for end in ("", "_low", "_high")
     )
     direct = {name: run.metric(f"train/direct_{name}") for name in NAMES}
-    return _Step(float(run.point[STEP]), direct, fitted, low, high, run.metric("train/excess"))
+    bound = {
+        name: run.metrics[f"train/bound_{name}"] for name in NAMES if f"train/bound_{name}" in run.metrics
+    }
+    return _Step(
+        float(run.point[STEP]),
+        direct,
+        fitted,
+        low,
+        high,
+        run.metric("train/excess"),
+        int(run.metric("train/positions")),
+        bound,
+    )

@@ -15,6 +15,9 @@ from observatory.physics.gle.potentials import Potential
 
 POINTS = 600  # of Gauss and Legendre, for integrals over positions
 GRID = 801  # positions at which the density is tabulated
+DECAYED = 1e-8  # modes below this after Δt do not count
+LEAST = 1e-2  # p(x_k | past)/p(x_k); where modes that are left out make it smaller, the past is forgotten
+LANES = 8192  # trajectories taken at once
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,35 @@ class Modes:
         right = (self.weight * g).to(self.overlap) @ self.overlap[:, :, 0]
         return (torch.exp(-t[:, None] * self.rates) @ (left * right)).real
 
+    def remainder(self, dt: float) -> float:
+        """e^{-λΔt} of the last mode: what is neglected of a transition is of that order."""
+        return math.exp(-dt * float(self.rates[-1].real))
+
     def log_likelihood(self, x: Tensor, dt: float) -> Tensor:
         """ln of p(x₀, x₁, …)/(p(x₀)p(x₁)…) of each trajectory, (P,) of (P, N)."""
-        place = (x.double() - self.grid[0]) / (self.grid[1] - self.grid[0])
+        return self.log_densities(x, dt).sum(1)
+
+    def log_densities(self, x: Tensor, dt: float) -> Tensor:
+        """ln of p(x_k | x₀ … x_{k-1})/p(x_k), k from 1, of each trajectory, (P, N - 1) of (P, N).
+
+        Modes that have decayed to 10⁻⁸ after Δt are left out.
+        """
+        place = (x.double() - self.grid[0].item()) / float(self.grid[1] - self.grid[0])
         index = place.round().clamp(0, len(self.grid) - 1).long()
-        step = self.overlap * torch.exp(-dt * self.rates)
-        state = step[index[:, 0], 0]
-        total = torch.zeros(len(x), dtype=torch.float64)
-        for k in range(1, x.shape[1]):
-            state = torch.einsum("pi,pij->pj", state, step[index[:, k]])
-            ratio = state[:, 0].real.clamp_min(1e-300)
-            total += ratio.log()
-            state = state / ratio[:, None]
-        return total
+        left = torch.exp(-dt * self.rates.real) > DECAYED
+        step = (self.overlap[:, left][:, :, left] * torch.exp(-dt * self.rates[left])).to(x.device)
+        return torch.cat([_conditional(step, some) for some in index.split(LANES)])
+
+
+def _conditional(step: Tensor, index: Tensor) -> Tensor:
+    """ln of what each position adds, (P, N - 1), of M(x)e^{-λΔt} at the places (P, N) of a grid."""
+    state, found = step[index[:, 0], 0], []
+    for k in range(1, index.shape[1]):
+        state = torch.einsum("pi,pij->pj", state, step[index[:, k]])
+        ratio = state[:, :1].real
+        found.append(ratio.clamp_min(LEAST).log())
+        state = torch.where(ratio > LEAST, state / ratio, step[index[:, k], 0])
+    return torch.cat(found, 1)
 
 
 def embedded_modes(
@@ -59,8 +78,8 @@ def embedded_modes(
     tau: float,
     kT: float,
     count: int = 16,
-    degree: int = 48,
-    order: int = 20,
+    degree: int = 32,
+    order: int = 14,
 ) -> Modes:
     """The modes nearest to λ = 0 of m ẍ = -U' - (γ/τ)∫e^{-s/τ}ẋ(t-s)ds + F, without any sampling.
 

@@ -47,6 +47,7 @@ class MomentFit(nn.Module):
         for name, shape in shapes.items():
             self.register_buffer(name, torch.full((steps, STARTS, *shape), torch.nan, dtype=torch.float64))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+        self._worth = 0.0  # trajectories that the data are
 
     @property
     def done(self) -> bool:
@@ -64,29 +65,32 @@ class MomentFit(nn.Module):
         target = moments(x, world.potential, lags).mean(0)
         centres = self.estimates[k - 1] if k else self._starts(world, lags, target, sets)
         prior = (self.low + self.high) / 2, (self.high - self.low) / 2
+        self._worth = x.numel() / world.samples
         for s in centres.isfinite().all(1).nonzero()[:, 0].tolist():
             spread = self._spread(s, prior[1])
             around = torch.cat([centres[s][None], centres[s] + spread.diag(), centres[s] - spread.diag()])
             found = world.moments(around, lags, self.lanes, self.seed + k)
-            step = refine(centres[s], found, target, spread, x.numel() / world.samples, prior)
+            step = refine(centres[s], found, target, spread, self._worth, prior)
             self.estimates[k, s] = torch.minimum(torch.maximum(step.estimate, self.low), self.high)
             self.information[k, s] = step.information
             self.distances[k, s] = self.low.new_tensor([step.distance, step.freedom])
         self.taken += 1
 
-    def settled(self, worth: float) -> tuple[Tensor, Tensor]:
-        """The nearest end (p,), and draws (E, S, p) about each of the E ends that are as near.
+    def scalars(self) -> dict[str, float]:
+        """What is logged of it."""
+        return {"misfit": self.misfit}
 
-        Args:
-            worth: trajectories that the data are.
-        """
+    def settled(self) -> tuple[Tensor, Tensor]:
+        """The nearest end (p,), and draws (E, S, p) about each of the E ends that are as near."""
         half, wide = self.steps // 2, (self.high - self.low) / 2
         simulated = self.lanes * (self.steps - half)
         ends = self.estimates[half:].mean(0)
         distance = self.distances[-1, :, 0].nan_to_num(torch.inf)
         near = (distance <= distance.min() + AS_NEAR * len(wide)) & ends.isfinite().all(1)
         excess = (distance / self.distances[-1, :, 1]).clamp_min(1)  # what has not closed in knows less
-        information = self.information[half:].mean(0) / (excess * (1 + worth / simulated))[:, None, None]
+        information = (
+            self.information[half:].mean(0) / (excess * (1 + self._worth / simulated))[:, None, None]
+        )
         covariance = torch.linalg.inv(information[near] + torch.diag(wide**-2))
         generator = torch.Generator().manual_seed(self.seed)
         draws = torch.randn(DRAWS, len(wide), generator=generator, dtype=torch.float64).to(wide)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from observatory.physics.gle.kernels import kernel_of_logarithms
 from observatory.physics.gle.matching import matched_correlations
+from observatory.physics.gle.modes import Modes, embedded_modes
 from observatory.physics.gle.moments import moments
 from observatory.physics.gle.particle import Particle
 from observatory.physics.gle.potentials import Potential
@@ -51,3 +52,12 @@ class Repeating:
         """Of logarithms (S, p), with common random numbers: (S, lanes, q)."""
         x = self.positions(theta, lanes, seed, common=True)
         return torch.stack([moments(one, self.potential, lags) for one in x])  # all at once is too large
+
+    def modes(self, theta: Tensor) -> Modes:
+        """Of logarithms (3,) of one exponential: m, γ, τ.
+
+        Raises:
+            ValueError: if U does not confine.
+        """
+        mass, gamma, tau = theta.exp().tolist()
+        return embedded_modes(self.potential, mass=mass, gamma=gamma, tau=tau, kT=self.kT)

@@ -17,6 +17,7 @@ from observatory.physics.gle.matching import matched_correlations, mismatch
 from observatory.physics.gle.moment_fit import MomentFit
 from observatory.physics.gle.parameter_search import ParameterSearch, Search
 from observatory.physics.gle.particle import Particle
+from observatory.physics.gle.position_fit import PositionFit
 from observatory.physics.gle.potentials import Potential, free_energy
 from observatory.physics.gle.repeating import Repeating
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 REPEATS = 8  # independent simulations at the optimum: the noise of the loss
 CONTENDERS = 12  # sets of those not excluded, and of the best, among which the refinement starts
+Refining = Literal["moments", "likelihood"]
 Range = tuple[float, float]
 
 
@@ -39,11 +41,14 @@ class SimulationFit(nn.Module):
     time in the data (Tepper, Dalton, Netz, J. Chem. Theory Comput. 20, 3061 (2024), arXiv:2401.09249).
 
     A loss in which all lags weigh alike leaves the memory time open where the data do not. With
-    `refinements`, once the budget is spent, each further call takes a step of Gauss and Newton on moments
-    that are weighted by their inverse covariance (`observatory.physics.gle.moments`), from up to four sets
-    of unlike masses that the search has found best or left open. The mean of the later half is the result;
-    ranges are then 95 % of a normal distribution, widened by √(χ²/ν) where that exceeds 1, and joined over
-    all starts that end as near to the data.
+    `refinements`, once the budget is spent, each further call takes a step from each of up to four sets of
+    unlike masses that the search has found best or left open. Steps of Gauss and Newton go to moments that
+    are weighted by their inverse covariance (`observatory.physics.gle.moments`); the mean of the later half
+    is the result. Above ten memory times such moments no longer tell the sets apart that positions do:
+    "likelihood" climbs that of the positions themselves, for one exponential and Δt at which the motion
+    within a well has decayed; no simulation enters this refinement (`observatory.physics.gle.position_fit`).
+    Ranges are 95 % of a normal distribution, on moments widened by √(χ²/ν) where that exceeds 1, and joined
+    over all starts that end as near to the data.
 
     A batch is (P, N) or (P, N, 1), all trajectories. `excess` ≤ 0 says that the data cannot be told from one
     more simulation: the rule to stop at, in the loop by Lightning's `EarlyStopping(monitor="train/excess",
@@ -67,13 +72,15 @@ class SimulationFit(nn.Module):
         initial: Sobol points for each unknown.
         budget: sets altogether.
         refinements: steps of the refinement; after budget and refinements `advance` does nothing.
-        refining_lanes: particles in a simulation of the refinement; best at least as many as the data have.
+        refining: on moments of simulations, or on the likelihood of the positions.
+        refining_lanes: particles in a simulation of moments; best at least as many as the data have.
         search: the built-in process; BoTorch (extra `bo`); or, for six unknowns and more, the evolution
             strategy with adapted covariance (extra `cma`).
         seed: of the points and the noise.
 
     Raises:
-        ValueError: if a range is empty or not positive, or there are too few samples for the lags.
+        ValueError: if a range is empty or not positive, there are too few samples for the lags, or the
+            likelihood is asked for with other than one exponential.
     """
 
     found: Tensor
@@ -100,6 +107,7 @@ class SimulationFit(nn.Module):
         initial: int = 5,
         budget: int = 80,
         refinements: int = 0,
+        refining: Refining = "moments",
         refining_lanes: int = 2048,
         search: Search = "gaussian_process",
         seed: int = 0,
@@ -114,8 +122,13 @@ class SimulationFit(nn.Module):
         self.search = ParameterSearch(
             low, high, budget=budget, batch=batch, initial=initial * len(ranges), kind=search, seed=seed
         )
-        self.refinement = MomentFit(
-            low, high, steps=refinements, lags=lags, lanes=refining_lanes, seed=seed + 2 + budget
+        if refining == "likelihood" and (len(gamma), len(cosines)) != (1, 0):
+            raise ValueError("the likelihood of positions is known for one exponential: refine on moments")
+        after = seed + 2 + budget
+        self.refinement: MomentFit | PositionFit = (
+            PositionFit(low, high, steps=refinements, seed=after)
+            if refining == "likelihood"
+            else MomentFit(low, high, steps=refinements, lags=lags, lanes=refining_lanes, seed=after)
         )
         p = len(ranges)
         shapes = {
@@ -129,6 +142,7 @@ class SimulationFit(nn.Module):
             self.register_buffer(name, torch.full(shape, torch.nan, dtype=torch.float64))
         self._repeating: Repeating | None = None
         self._direct: dict[str, float] = {}
+        self._positions = 0
         self._open: Tensor | None = None  # sets that the search has not excluded, the best one first
 
     @property
@@ -184,6 +198,7 @@ class SimulationFit(nn.Module):
             self._repeating = Repeating(U, self.terms, self.kT, self.dt, self.step, self.samples)
             self.target.copy_(matched_correlations(x, self.dt, U.gradient, self.lags))
             self._direct = self._inverted()
+            self._positions = x.numel()
         return self._repeating
 
     def _inverted(self) -> dict[str, float]:
@@ -210,7 +225,7 @@ class SimulationFit(nn.Module):
         some = self._open[:: max(1, len(self._open) // CONTENDERS)][:CONTENDERS]
         self.refinement.advance(x, world, torch.cat([some, self.search.evaluated(CONTENDERS)]))
         if self.refinement.done:
-            best, possible = self.refinement.settled(x.numel() / self.samples)
+            best, possible = self.refinement.settled()
             self._judge(best, world)
             self._keep(best, possible)
 
@@ -241,14 +256,14 @@ class SimulationFit(nn.Module):
     def _scalars(self) -> dict[str, float]:
         direct = {f"direct_{name}": value for name, value in self._direct.items()}
         scalars = direct | {
+            "positions": float(self._positions),
             "evaluations": float(self.search.count),
             "best_loss": self.search.smallest(),
         }
         if bool(self.found.isnan().any()):
             return scalars
-        if int(self.refinement.taken):
-            scalars["misfit"] = self.refinement.misfit
-        return scalars | self.incumbent.scalars()
+        told = self.refinement.scalars() if int(self.refinement.taken) else {}
+        return scalars | told | self.incumbent.scalars()
 
 
 def _check(
