@@ -151,8 +151,8 @@ class MemoryKernelDiscretised(Study):
         needed = step.positions * (step.bound["memory_time"] / CLOSE["memory_time"] * 2) ** 2
         return (
             f"At Δt = {step.dt / self.tau:.3g} τ the {step.positions:.3g} positions let no unbiased "
-            f"estimator have smaller standard errors than {best}; the fit is off by {off}. The memory time "
-            f"is known within {CLOSE['memory_time']:.0%} (two standard errors) from {needed:.2g} positions on."
+            f"estimator have smaller standard errors than {best}; the fit is off by {off}. Two standard "
+            f"errors of the memory time are within {CLOSE['memory_time']:.0%} from {needed:.2g} positions on."
         )
 
     def _open(self, steps: Sequence[_Step], name: str) -> list[str]:
