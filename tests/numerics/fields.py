@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from observatory.numerics.ode import laplacian
+
 
 class Growth(nn.Module):
     """y' = a y."""
@@ -56,10 +58,8 @@ class FitzHughNagumo(nn.Module):
 
     def rhs(self, t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
         u, v = y["u"], y["v"]
-        x, z = u.diff(dim=-1), u.diff(dim=-2)
-        flux = pad(x, (0, 1)) - pad(x, (1, 0)) + pad(z, (0, 0, 0, 1)) - pad(z, (0, 0, 1, 0))
         reaction = self.k * u * (1 - u) * (u - self.a)
-        return {"u": self.diffusion * flux + reaction - v, "v": self.epsilon * (self.b * u - v)}
+        return {"u": self.diffusion * laplacian(u) + reaction - v, "v": self.epsilon * (self.b * u - v)}
 
     @staticmethod
     def beginning(*shape: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from fields import Growth
 from torch import nn
 
-from observatory.numerics.ode import crank_nicolson, integrate, uniform_grid
+from observatory.numerics.ode import crank_nicolson, integrate, laplacian, uniform_grid
 
 F64 = torch.float64
 
@@ -172,3 +172,59 @@ def test_systems_without_parts_are_refused():
     with pytest.raises(ValueError, match="not by verlet"):
         integrate(Spring(), torch.ones(1, 2, dtype=F64), grid(1.0, 0.1), method="verlet",
                   gradient="interpolated")  # fmt: skip
+
+
+def cosine_mode(n, k):
+    """Of the DCT-II."""
+    return torch.cos(torch.pi * k * (torch.arange(n, dtype=F64) + 0.5) / n)
+
+
+def plane_wave(n, k):
+    return torch.cos(2 * torch.pi * k * torch.arange(n, dtype=F64) / n + 0.3)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "mode", "turns"), [("no-flux", cosine_mode, 1), ("periodic", plane_wave, 2)]
+)
+def test_laplacian_of_the_modes_of_its_grid(boundary, mode, turns):
+    """Every mode is multiplied by Σ 2 cos(turns π k/n) - 2, in one dimension and in two."""
+    n, m = 16, 12
+    for k in range(n // turns):
+        found = laplacian(mode(n, k).expand(3, n), boundary=boundary, dims=1)
+        across = 2 * math.cos(turns * math.pi * k / n) - 2
+        assert torch.allclose(found, across * mode(n, k).expand(3, n), rtol=0, atol=1e-13)
+        for j in range(m // turns):
+            u = mode(n, k)[:, None] * mode(m, j)
+            rate = across + 2 * math.cos(turns * math.pi * j / m) - 2
+            assert torch.allclose(laplacian(u, boundary=boundary), rate * u, rtol=0, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, below jvp
+@pytest.mark.parametrize("boundary", ["no-flux", "periodic"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_laplacian_is_its_own_transpose_below_every_transform(boundary, compiled, generator):
+    """Of f = Σ u (Lu)²: vjp, Hessian-vector product and mapped jvp against those of the matrix of L."""
+    u, w, *several = torch.randn(5, 4, 5, dtype=F64, generator=generator)
+    basis = torch.eye(20, dtype=F64).reshape(20, 4, 5)
+    matrix = laplacian(basis, boundary=boundary).reshape(20, 20)
+    assert torch.equal(matrix, matrix.T) and not matrix.sum(0).any()  # nothing is lost
+
+    def by_stencil(u):
+        return u * laplacian(u, boundary=boundary).square()
+
+    def by_matrix(u):
+        return u * (matrix @ u.flatten()).reshape(u.shape).square()
+
+    def found(f):
+        def gradient(u):
+            return torch.func.grad(lambda u: f(u).sum())(u)
+
+        product = torch.func.jvp(gradient, (u,), (w,))[1]
+        mapped = torch.func.vmap(lambda w: torch.func.jvp(f, (u,), (w,))[1])(torch.stack(several))
+        return torch.func.vjp(f, u)[1](w)[0], product, mapped
+
+    taken = torch.compile(found, backend="aot_eager", fullgraph=True) if compiled else found
+    for mine, expected in zip(taken(by_stencil), found(by_matrix), strict=True):
+        assert torch.allclose(mine, expected, rtol=0, atol=1e-12)
+    x = u.clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(by_stencil, (x,))

@@ -2,7 +2,7 @@
 
 from observatory.numerics.ode.adaptive import adaptive_grid
 from observatory.numerics.ode.checking import GradientCheck, check_gradients
-from observatory.numerics.ode.diffusion import crank_nicolson
+from observatory.numerics.ode.diffusion import crank_nicolson, laplacian
 from observatory.numerics.ode.field import VectorField
 from observatory.numerics.ode.grid import Grid, uniform_grid
 from observatory.numerics.ode.integration import integrate
@@ -20,5 +20,6 @@ __all__ = [
     "check_gradients",
     "crank_nicolson",
     "integrate",
+    "laplacian",
     "uniform_grid",
 ]

@@ -33,7 +33,10 @@ class Compiled:
         """A backend that notes which code a call comes to, with what, and what it returns."""
         from torch._inductor import config  # of no use before something is compiled
 
-        with config.patch(size_asserts=False):  # a tenth of a step's time; `Repeated` compares the layouts
+        # the code around the kernels takes as long as they do: in C++ it takes less, and `Repeated` compares
+        # the layouts
+        cpu = all(tensor.device.type == "cpu" for tensor in examples if isinstance(tensor, Tensor))
+        with config.patch(size_asserts=False, cpp_wrapper=cpu):
             code = torch._dynamo.lookup_backend(BACKEND)(graph, examples)
 
         def noted(*arguments: Any) -> Flat:
@@ -48,21 +51,34 @@ class Repeated:
     """Calls compiled code past the checks of its arguments, which take longer than a step of a small system.
 
     For one loop, in which nothing needs a gradient: the first call is checked, and so is every one whose
-    tensors have another layout than those of the last checked one.
+    tensors have another layout than those of the last checked one. Not looked at again are tensors that were
+    there the last time, and results of the last call that take the place they took before.
     """
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled
         self._layouts: list[tuple[Any, ...]] = []  # of the tensors of the checked call; empty: check the next
         self._code: Callable = compiled
-        self._arguments: list[tuple[int, Any]] = []  # of the code: which tensor; or none (-1) but a constant
+        self._constants: Flat = ()  # sizes and tensors of the module's own, the same at every call
+        self._arguments: list[int] = []  # of the code: which of the tensors and constants
         self._results: list[int] = []  # which of what the code returns
+        self._expected: list[Tensor] = []  # of the layouts above
+        self._returned: Flat = ()  # by the checked call, until it is known what becomes of it
+        self._fed: list[tuple[int, int]] = []  # tensors that were results of the last call: which of which
 
     def __call__(self, *tensors: Tensor) -> Flat:
-        if not self._layouts or any(map(_differs, tensors, self._layouts)):
+        if not self._layouts or any(map(_differs, tensors, self._expected, self._layouts)):
             return self._checked(tensors)
-        found = self._code(*[constant if k < 0 else tensors[k] for k, constant in self._arguments])
-        return tuple([found[k] for k in self._results])
+        if self._returned:
+            place = {id(tensor): k for k, tensor in enumerate(self._returned)}
+            self._fed = [(n, place[id(tensor)]) for n, tensor in enumerate(tensors) if id(tensor) in place]
+            self._returned = ()
+        given = tensors + self._constants
+        found = self._code(*[given[k] for k in self._arguments])
+        results = tuple([found[k] for k in self._results])
+        for n, k in self._fed:
+            self._expected[n] = results[k]
+        return results
 
     def _checked(self, tensors: Flat) -> Flat:
         results = self._compiled(*tensors)
@@ -71,16 +87,19 @@ class Repeated:
         self._compiled.reached = None  # or the tensors would live on
         place = {id(tensor): k for k, tensor in enumerate(tensors)}
         returned = {id(tensor): k for k, tensor in enumerate(found)}
-        self._arguments = [
-            (place[id(a)], None) if id(a) in place else (-1, a) for a in arguments
-        ]  # sizes and tensors of the module's own are the same at every call
+        self._constants = tuple(a for a in arguments if id(a) not in place)
+        more = iter(range(len(tensors), len(tensors) + len(self._constants)))
+        self._arguments = [place[id(a)] if id(a) in place else next(more) for a in arguments]
         self._results = [returned.get(id(tensor), -1) for tensor in results]
         apart = len(place) == len(tensors) and -1 not in self._results  # no tensor twice, none handed through
         self._layouts = [(t.dtype, t.device, t.shape, t.stride()) for t in tensors] if apart else []
+        self._expected, self._returned, self._fed = list(tensors), results, []
         return results
 
 
-def _differs(tensor: Tensor, layout: tuple[Any, ...]) -> bool:
+def _differs(tensor: Tensor, expected: Tensor, layout: tuple[Any, ...]) -> bool:
+    if tensor is expected:
+        return False
     dtype, device, shape, stride = layout
     return (
         tensor.dtype is not dtype
