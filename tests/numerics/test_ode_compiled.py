@@ -71,6 +71,14 @@ def test_other_types_are_checked():
     assert counted.checked == 2
 
 
+def test_any_number_of_functions_of_the_same_lines():
+    """Torch keeps eight pieces of compiled code with the Python code that they come from."""
+    x = lanes(1)
+    for power in range(1, 12):
+        (found,) = Compiled(lambda x, power=power: (x**power,))(x)
+        assert torch.allclose(found, x**power, rtol=1e-14, atol=0)
+
+
 def test_two_fields_that_begin_as_one_tensor():
     """The first step sees one tensor twice, the others do not."""
 

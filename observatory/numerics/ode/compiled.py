@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class Compiled:
 
     def __init__(self, function: Function) -> None:
         options: dict[str, Any] = {"guard_filter_fn": _of_tensors}
-        self._code = torch.compile(function, fullgraph=True, backend=self._made, options=options)
+        self._code = torch.compile(_of_its_own(function), fullgraph=True, backend=self._made, options=options)
         self.reached: tuple[Callable, tuple[Any, ...], Flat] | None = None
 
     def __call__(self, *tensors: Tensor) -> Flat:
@@ -95,6 +96,16 @@ class Repeated:
         self._layouts = [(t.dtype, t.device, t.shape, t.stride()) for t in tensors] if apart else []
         self._expected, self._returned, self._fed = list(tensors), results, []
         return results
+
+
+def _of_its_own(function: Function) -> Function:
+    """The function with Python code of its own, which keeps what it was compiled to, up to a limit: functions
+    that were made by the same lines share theirs, and the ninth would not be compiled."""
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace()
+    return FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
 
 
 def _differs(tensor: Tensor, expected: Tensor, layout: tuple[Any, ...]) -> bool:
