@@ -50,7 +50,7 @@ class Neighbours:
     @cached_property
     def scales(self) -> Tensor:
         """(k,), mean distance to the neighbour of each rank."""
-        return self.distances.mean(0)
+        return self.distances.new_ones(len(self)) @ self.distances / len(self)
 
 
 def nearest_neighbours(

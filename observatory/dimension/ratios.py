@@ -131,7 +131,7 @@ def gride(
     logarithms = near.logarithms.index_select(1, used - 1).T.contiguous()[place]  # (2, scales, N)
     ratio = ratio_or_nan(logarithms[1] - logarithms[0])
     ratio = without_outliers(ratio) if outlier_cut else ratio
-    valid = ratio.isfinite().sum(-1)
+    valid = ratio.shape[-1] - ratio.isnan().sum(-1)
     if valid.min() < FEWEST:
         return undefined(near, shape, valid if several else valid[0])
     value, error = gride_of(ratio, ranks[0], ranks[1])
@@ -150,7 +150,7 @@ def without_outliers(log_ratio: Tensor) -> Tensor:
 
 def _quantiles_of_exp(ordered: Tensor, q: Sequence[float]) -> Tensor:
     """Linear quantiles (..., q) of e^x over the last axis; x ascending, NaN left out."""
-    last = (ordered.isfinite().sum(-1, keepdim=True) - 1).clamp_min(0)
+    last = (ordered.shape[-1] - ordered.isnan().sum(-1, keepdim=True) - 1).clamp_min(0)
     at = last * torch.tensor(q, dtype=ordered.dtype, device=ordered.device)
     below = at.floor()
     low, high = ordered.gather(-1, below.long()).exp(), ordered.gather(-1, at.ceil().long()).exp()
@@ -163,10 +163,10 @@ def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Ten
     The score (N-1)/d + (n₂-n₁-1) Σ ln μ/(1 - μ^-d) - (n₂-1) Σ ln μ is convex and falls with d: Newton's steps
     rise to its root from anywhere below. Its first term makes n₁ = 1, n₂ = 2 equal to the unbiased TwoNN.
     """
-    valid = log_ratio.isfinite()
-    n = valid.sum(-1).double()
-    log_ratio = torch.where(valid, log_ratio, NEGLIGIBLE)
-    without = log_ratio.shape[-1] - n
+    unknown = log_ratio.isnan()
+    without = unknown.sum(-1).double()
+    n = log_ratio.shape[-1] - without
+    log_ratio = log_ratio.masked_fill(unknown, NEGLIGIBLE)
     total = log_ratio.sum(-1)
     n1, n2 = (torch.as_tensor(k, device=log_ratio.device).double() for k in (n1, n2))
     inner = n2 - n1 - 1
@@ -174,12 +174,13 @@ def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Ten
     def score(d: Tensor) -> tuple[Tensor, Tensor]:
         """The score, and the sum in minus its derivative, Σ [ln μ/(2 sinh(½ d ln μ))]².
 
-        With g = ln μ/(1 - μ^-d) it is Σ g (g - ln μ). Where ln μ is negligible, g = 1/d is subtracted.
+        With g = ln μ/(μ^-d - 1) they are sums of -g and g (g + ln μ). A negligible ln μ has g = -1/d.
         """
-        grown = log_ratio / torch.expm1(-d[..., None] * log_ratio).neg_()
-        curved = torch.linalg.vecdot(grown, grown) - torch.linalg.vecdot(grown, log_ratio)
-        curved = curved - without / d.square()
-        return (n - 1) / d + inner * (grown.sum(-1) - without / d) - (n2 - 1) * total, curved
+        grown = (-d[..., None] * log_ratio).expm1_()
+        grown = torch.div(log_ratio, grown, out=grown)
+        curved = torch.linalg.vecdot(grown, grown) + torch.linalg.vecdot(grown, log_ratio)
+        logarithms = -grown.sum(-1) - without / d
+        return (n - 1) / d + inner * logarithms - (n2 - 1) * total, curved - without / d.square()
 
     low = (n - 1) / ((n2 - 1) * total)  # the score is positive here, since the sum inside is
     d = torch.maximum((torch.digamma(n2) - torch.digamma(n1)) * n / total, low)  # ⟨ln μ⟩ = (ψ(n₂) - ψ(n₁))/d

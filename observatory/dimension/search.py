@@ -20,7 +20,9 @@ LOOSE = 1e10  # ... and in float64 below this many, the distances that were sele
 CACHED = 2**23  # bytes of a chunk on a CPU: what was just written is read again from the cache
 FEW = 16  # of less than one row in so many the smallest entries are selected without groups
 TREE_DIMENSIONS = 6  # up to here a k-d tree takes differences, which keep ties, at no higher cost
-TREE_POINTS = 2100  # ... and, where no indices are wanted, at lower cost for more than 2100 (D - 1) points
+TREE_POINTS = (
+    33  # ... and without indices for more than 33 k (D - 1) points: its time is as k, the other's not
+)
 LEAF = 32  # points
 TIED = 1e-9  # relative difference of squares in float64 that may be rounding
 NARROW = 128  # dimensions up to which choosing the smallest takes longer than the matrix product
@@ -72,7 +74,7 @@ def distances_alone(
     x: Tensor, k: int, *, dtype: torch.dtype, chunk_bytes: int
 ) -> tuple[Tensor, Tensor | None, int]:
     """The same without the indices, where these cost more than the distances; None instead of them."""
-    if _few_dimensions(x) and len(x) <= TREE_POINTS * (x.shape[1] - 1):
+    if _few_dimensions(x) and len(x) <= TREE_POINTS * k * (x.shape[1] - 1):
         return _ties_by_tree(x, k, chunk_bytes), None, 0
     if x.device.type != "cpu" or _wide(x) or _few_dimensions(x):
         return nearest(x, k, dtype=dtype, chunk_bytes=chunk_bytes)
