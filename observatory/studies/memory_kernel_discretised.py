@@ -80,11 +80,12 @@ class MemoryKernelDiscretised(Study):
                     self._figure(steps),
                     "Each quantity over its true value, at time steps in units of the memory time. Blue: "
                     "direct inversion of the correlations. Red: the equation simulated, thinned and "
-                    "estimated like the data; bars are 95 % ranges, joined over all unlike sets that explain "
-                    "the data, within the range searched. Open symbols are not identified (the bar spans a "
-                    "factor of two or more). Grey bands: where 95 % of the estimates of the best unbiased "
-                    "estimator lie, from as many positions. Vertical lines: memory time, and time to cross "
-                    "the barrier.",
+                    "estimated like the data, then refined; bars are 95 % ranges, joined over all unlike "
+                    "sets that explain the data, within the range searched. Open symbols are not identified "
+                    "(the bar spans a factor of two or more). Grey bands, where the likelihood of the "
+                    "positions was climbed: two of the least standard errors that an unbiased estimator can "
+                    "have with as many "
+                    "positions. Vertical lines: memory time, and time to cross the barrier.",
                 )
             ],
             header=header,
@@ -146,13 +147,15 @@ class MemoryKernelDiscretised(Study):
 
     def _known(self, step: _Step) -> str:
         """What the positions of a step can tell at best, and how far off the fit is."""
-        best = ", ".join(f"{NAMES[name]} {step.bound[name]:.1%}" for name in NAMES)
+        best = ", ".join(f"{step.bound[name]:.1%} in the {NAMES[name]}" for name in NAMES)
         off = ", ".join(f"{step.fitted[name] / self.truth[name] - 1:+.1%}" for name in NAMES)
-        needed = step.positions * (step.bound["memory_time"] / CLOSE["memory_time"] * 2) ** 2
+        close = CLOSE["memory_time"]
+        needed = step.positions * (2 * step.bound["memory_time"] / close) ** 2
         return (
-            f"At Δt = {step.dt / self.tau:.3g} τ the {step.positions:.3g} positions let no unbiased "
-            f"estimator have smaller standard errors than {best}; the fit is off by {off}. Two standard "
-            f"errors of the memory time are within {CLOSE['memory_time']:.0%} from {needed:.2g} positions on."
+            f"At Δt = {step.dt / self.tau:.3g} τ no unbiased estimator has smaller standard errors than "
+            f"{best} from {_counted(step.positions)} positions (Cramér and Rao); the fit is off by {off}. "
+            f"Two standard errors of the memory time are below {close:.0%} from {_counted(needed)} positions "
+            "on."
         )
 
     def _open(self, steps: Sequence[_Step], name: str) -> list[str]:
@@ -188,7 +191,7 @@ class MemoryKernelDiscretised(Study):
         axes = figure.subplots(1, 3, sharex=True)
         for axis, name in zip(axes, ("friction", "memory_time", "mass"), strict=True):
             self._draw(axis, steps, name)
-        axes[0].legend(frameon=False, loc="lower left", fontsize=9)
+        axes[0].legend(frameon=False, loc="upper left", fontsize=9)
         figure.supxlabel("time step over memory time, Δt/τ", fontsize=10)
         return figure
 
@@ -220,10 +223,16 @@ class MemoryKernelDiscretised(Study):
             axis.fill_between(at, *edges, color="0.5", alpha=0.25, lw=0, label="what positions can tell")
         for line, text in ((1.0, "τ"), (self.slowest / self.tau, "crossing")):
             axis.axvline(line, color="0.6", ls=":", lw=1)
-            axis.annotate(text, (line, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top",
+            axis.annotate(text, (line, 0.55), xycoords=("data", "axes fraction"), ha="right", va="center",
                           rotation=90, color="0.4", fontsize=9)  # fmt: skip
-        axis.set(ylim=(0.08, 60), title=f"{NAMES[name]}, over the true one")
+        lowest = min(step.low[name] for step in steps) / true
+        axis.set(ylim=(min(0.4, 0.8 * lowest), 60), title=f"{NAMES[name]}, over the true one")
         axis.spines[["top", "right"]].set_visible(False)
+
+
+def _counted(number: float) -> str:
+    """To two digits and in thousands, with spaces between."""
+    return f"{float(f'{number:.2g}'):,.0f}".replace(",", "\N{NO-BREAK SPACE}")
 
 
 def _read(run: FinishedRun) -> _Step:

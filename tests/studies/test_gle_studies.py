@@ -47,7 +47,7 @@ def test_a_sweep_without_time_steps_is_refused():
                 "Direct inversion finds the memory time τ within 20% up to Δt = 0.5 τ",
                 "The fit of simulations finds the friction γ within 10% up to Δt = 10 τ",
                 "The fit of simulations finds the memory time τ within 20% up to Δt = 10 τ",
-                "positions let no unbiased estimator have smaller standard errors",
+                "At Δt = 10 τ no unbiased estimator has smaller standard errors than",
             ],
         ),
         ("training_as_gle", ["With replacement, momentum 0: no memory", "Reshuffled, momentum 0: a memory"]),
