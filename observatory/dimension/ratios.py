@@ -176,8 +176,7 @@ def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Ten
 
         With g = ln μ/(μ^-d - 1) they are sums of -g and g (g + ln μ). A negligible ln μ has g = -1/d.
         """
-        grown = (-d[..., None] * log_ratio).expm1_()
-        grown = torch.div(log_ratio, grown, out=grown)
+        grown = log_ratio / (-d[..., None] * log_ratio).expm1_()
         curved = torch.linalg.vecdot(grown, grown) + torch.linalg.vecdot(grown, log_ratio)
         logarithms = -grown.sum(-1) - without / d
         return (n - 1) / d + inner * logarithms - (n2 - 1) * total, curved - without / d.square()
@@ -195,5 +194,5 @@ def gride_of(log_ratio: Tensor, n1: Tensor | int, n2: Tensor | int) -> tuple[Ten
 
 
 NEGLIGIBLE = 1e-30  # a ln μ that adds nothing to a sum
-CLOSE_TO_ROOT = 1e-6  # relative step of Newton's method after which the error is its square
+CLOSE_TO_ROOT = 3e-7  # relative step of Newton's method after which the error is its square
 _STEPS = 24  # from `low`, at worst 64 times too small, six double d and six converge quadratically

@@ -20,9 +20,7 @@ LOOSE = 1e10  # ... and in float64 below this many, the distances that were sele
 CACHED = 2**23  # bytes of a chunk on a CPU: what was just written is read again from the cache
 FEW = 16  # of less than one row in so many the smallest entries are selected without groups
 TREE_DIMENSIONS = 6  # up to here a k-d tree takes differences, which keep ties, at no higher cost
-TREE_POINTS = (
-    33  # ... and without indices for more than 33 k (D - 1) points: its time is as k, the other's not
-)
+TREE_POINTS = 33  # ... and for distances alone from 33 k (D - 1) points on: its time grows with k
 LEAF = 32  # points
 TIED = 1e-9  # relative difference of squares in float64 that may be rounding
 NARROW = 128  # dimensions up to which choosing the smallest takes longer than the matrix product
