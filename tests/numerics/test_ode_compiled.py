@@ -71,6 +71,21 @@ def test_other_types_are_checked():
     assert counted.checked == 2
 
 
+def test_results_are_known_only_where_they_went_before():
+    def function(x, y):
+        return x + len(y), y - x.sum()
+
+    counted = Counted(function)
+    repeated, x, y = Repeated(counted), lanes(4), lanes(5, seed=1)
+    for checked in (1, 2):
+        for _ in range(4):
+            expected = function(x, y)
+            x, y = repeated(x, y)
+            assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+            assert counted.checked == checked
+        x, y = y, x  # of other sizes
+
+
 def test_any_number_of_functions_of_the_same_lines():
     """Torch keeps eight pieces of compiled code with the Python code that they come from."""
     x = lanes(1)

@@ -34,10 +34,13 @@ class Compiled:
         """A backend that notes which code a call comes to, with what, and what it returns."""
         from torch._inductor import config  # of no use before something is compiled
 
-        # the code around the kernels takes as long as they do: in C++ it takes less, and `Repeated` compares
-        # the layouts
         cpu = all(tensor.device.type == "cpu" for tensor in examples if isinstance(tensor, Tensor))
-        with config.patch(size_asserts=False, cpp_wrapper=cpu):
+        options = {
+            "size_asserts": False,  # `Repeated` compares the layouts
+            "cpp_wrapper": cpu,  # between its kernels, Python takes longer than they do
+            "cpp.min_chunk_size": 4096,  # a second thread costs more than it saves on fewer cells than that
+        }
+        with config.patch(options):
             code = torch._dynamo.lookup_backend(BACKEND)(graph, examples)
 
         def noted(*arguments: Any) -> Flat:
