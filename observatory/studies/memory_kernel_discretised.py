@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,7 @@ class MemoryKernelDiscretised(Study):
                     "sets that explain the data, within the range searched. Open symbols are not identified "
                     "(the bar spans a factor of two or more). Grey bands, where the likelihood of the "
                     "positions was climbed: two of the least standard errors that an unbiased estimator can "
-                    "have with as many "
-                    "positions. Vertical lines: memory time, and time to cross the barrier.",
+                    "have. Vertical lines: memory time, and time to cross the barrier.",
                 )
             ],
             header=header,
@@ -240,9 +240,9 @@ def _read(run: FinishedRun) -> _Step:
         {name: run.metric(f"train/{name}{end}") for name in NAMES} for end in ("", "_low", "_high")
     )
     direct = {name: run.metric(f"train/direct_{name}") for name in NAMES}
-    bound = {
-        name: run.metrics[f"train/bound_{name}"] for name in NAMES if f"train/bound_{name}" in run.metrics
-    }
+    bound = {name: run.metrics.get(f"train/bound_{name}", math.inf) for name in NAMES}
+    if not all(math.isfinite(value) for value in bound.values()):
+        bound = {}
     return _Step(
         float(run.point[STEP]),
         direct,

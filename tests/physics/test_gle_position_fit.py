@@ -88,6 +88,8 @@ def test_sets_that_the_modes_do_not_resolve_are_no_start():
         climbed(normal(10), [[2.8, 0.0, 0.0]])
     fit = climbed(normal(500), [[2.8, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert int(fit.log_likelihood.isfinite().sum()) == 1
+    edge = climbed(normal(500), [[2.499, 0.0, 0.0]])  # resolved, but not what is beside it
+    assert bool(edge.bound.isinf().all()) and float(edge.settled()[1][0].std(0).min()) > 1
 
 
 def test_a_maximum_at_the_edge_of_the_range_is_reached():

@@ -63,9 +63,14 @@ class PositionFit(nn.Module):
 
     @property
     def bound(self) -> Tensor:
-        """Standard errors of ln θ that no estimator betters at the likeliest set, (3,)."""
+        """Standard errors of ln θ that no unbiased estimator betters at the likeliest set, (3,).
+
+        Infinite if its neighbourhood is not resolved.
+        """
         best = self.information[self.log_likelihood.argmax()]
-        return torch.linalg.pinv(best, hermitian=True).diagonal().sqrt()
+        if float(torch.linalg.eigvalsh(best)[0]) <= 0:
+            return torch.full_like(self.low, torch.inf)
+        return torch.linalg.inv(best).diagonal().sqrt()
 
     def advance(self, x: Tensor, world: Repeating, sets: Tensor) -> None:
         """One step from each start; the first call chooses them among the sets (S, 3).
