@@ -132,11 +132,14 @@ def numbers(batch: int, device: str) -> None:
     x, y = torch.randn(2000, 32, device=device), torch.randn(2000, 1, device=device)
     net = mlp(1).to(device).eval()
     gp, new = fitted(LastLayerGP(net), x, y), x[:batch]
-    show(
-        f"MLP, 1 output, batch {batch}",
-        {"forward": forward(net, new), "predict": lambda: gp.predict(new)},
-        device,
-    )
+    with torch.no_grad():
+        features = net[:-1](new)
+    contenders: dict[str, Act] = {
+        "forward": forward(net, new),
+        "s(features) alone": forward(gp.fitted, features),  # what no way of predicting can do without
+        "predict": lambda: gp.predict(new),
+    }
+    show(f"MLP, 1 output, batch {batch}", contenders, device)
 
 
 def classes(batch: int, device: str) -> None:
