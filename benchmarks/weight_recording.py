@@ -108,9 +108,7 @@ def recording_in_a_trainer(pairs: int) -> None:
     without, differences = [], []
     while len(differences) < pairs:
         own = recorder()
-        blocks = run(partial(_InTurns, own), [own]).blocks[
-            2:
-        ]  # the first one warms up; then without and with, in turns
+        blocks = run(partial(_InTurns, own), [own]).blocks[2:]  # the first warms up; then without, with, ...
         without += blocks[::2]
         differences += [one - other for one, other in zip(blocks[1::2], blocks[::2], strict=False)]
     step = torch.tensor(without).median()

@@ -132,7 +132,7 @@ class Recorder:
     def repeat(self, step: int) -> bool:
         """Take a snapshot of weights that lie where they lay at the last one; False if there is no room."""
         number = len(self.steps)
-        if self._copy is None or number == self._capacity:
+        if self._copy is None or not self._copy.found or number == self._capacity:
             return False
         self._copy.repeat(number)
         self.steps.append(step)
@@ -239,6 +239,9 @@ class _Copy:
         self._rows, self._row = rows, rows.shape[1] * rows.element_size()
         self._target = _memory(rows)
         self._sources: list[tuple[Tensor, memoryview]] = []  # each tensor kept, since its memory is read
+
+    def __reduce__(self) -> tuple[type[_Copy], tuple[Tensor]]:
+        return _Copy, (self._rows,)  # a copy of the recorder has rows of its own, and weights to be found
 
     @property
     def found(self) -> bool:

@@ -228,3 +228,14 @@ def test_laplacian_is_its_own_transpose_below_every_transform(boundary, compiled
         assert torch.allclose(mine, expected, rtol=0, atol=1e-12)
     x = u.clone().requires_grad_()
     assert torch.autograd.gradgradcheck(by_stencil, (x,))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_field_without_its_dimensions_or_another_boundary_is_refused(compiled):
+    one = torch.compile(laplacian, backend="aot_eager") if compiled else laplacian
+    with pytest.raises(ValueError, match=r"shape \(5,\) has no 2 dimensions of space"):
+        one(torch.zeros(5))
+    with pytest.raises(ValueError, match="one of no-flux, periodic, got 'neumann'"):
+        one(torch.zeros(5, 5), boundary="neumann")
+    with pytest.raises(ValueError, match="one of no-flux, periodic, got 'neumann'"):
+        crank_nicolson(torch.zeros(5, 5), torch.ones(()), boundary="neumann")

@@ -139,6 +139,32 @@ def test_the_likelihood_of_two_exponentials_is_refused():
         )
 
 
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (
+            torch.zeros(8, 40).index_fill(1, torch.tensor([7]), torch.nan),
+            r"NaN or Inf, first at index \[0, 7\]",
+        ),
+        (torch.zeros(0, 40), r"got \(0, 40\)"),
+        (torch.zeros(8, 6), "6 points have no 6 lags"),
+    ],
+)
+def test_positions_that_are_none_are_refused(x, said):
+    fit = SimulationFit(
+        1.0, 1.0, (0.1, 1.0), [(0.1, 1.0)], [(0.1, 1.0)], step=0.1, lags=6, potential=DoubleWell(2.0)
+    )
+    with pytest.raises(ValueError, match=said):
+        fit.advance(x)
+
+
+def test_a_refinement_of_another_name_is_refused():
+    with pytest.raises(ValueError, match="one of moments, likelihood, got 'likelyhood'"):
+        SimulationFit(
+            1.0, 1.0, (0.1, 1.0), [(0.1, 1.0)], [(0.1, 1.0)], step=0.1, lags=6, refining="likelyhood"
+        )
+
+
 TRUTH = torch.tensor([0.05, 1.0, 0.1]).double().log()  # m, γ, τ of `memory_kernel_discretised.yaml`
 
 

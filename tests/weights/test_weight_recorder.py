@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -132,6 +135,20 @@ def test_repeated_snapshots_are_those_of_the_moment(generator):
             recorder.add({"a": a, "b": b}, step)
             assert step in (0, 4)
     assert torch.equal(recorder.trajectory().differences, rows - rows[0])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_a_recorder_goes_on_by_itself(copied):
+    weights = torch.arange(6.0)
+    recorder = Recorder({"a": weights}, capacity=4)
+    recorder.add({"a": weights}, 0)
+    other = copied(recorder)
+    assert not other.repeat(1)  # its weights are others
+    other.add({"a": weights + 2}, 1)
+    weights += 1
+    assert recorder.repeat(1)
+    assert recorder._differences().tolist() == [[0.0] * 6, [1.0] * 6]
+    assert other._differences().tolist() == [[0.0] * 6, [2.0] * 6]
 
 
 def test_weights_can_be_resized_while_they_are_recorded():

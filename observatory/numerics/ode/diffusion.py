@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,11 +20,25 @@ def laplacian(u: Tensor, *, boundary: Boundary = "no-flux", dims: int = 2) -> Te
 
     Args:
         u: field, its last `dims` dimensions are space.
+
+    Raises:
+        ValueError: if there is no such boundary, or u has fewer dimensions.
     """
+    _check(u, boundary, dims)
     if torch.compiler.is_compiling():
         found: Tensor = _Laplacian.apply(u, boundary, dims)
         return found
     return _stencil(u, boundary, dims)
+
+
+def _check(u: Tensor, boundary: Boundary, dims: int) -> None:
+    if boundary not in get_args(Boundary):
+        raise ValueError(f"boundary must be one of {', '.join(get_args(Boundary))}, got {boundary!r}")
+    if not 1 <= dims <= u.ndim:
+        raise ValueError(
+            f"a field of shape {tuple(u.shape)} has no {dims} dimensions of space: give dims= the number of "
+            "its last dimensions that are space"
+        )
 
 
 def _stencil(u: Tensor, boundary: Boundary, dims: int) -> Tensor:
@@ -76,7 +90,11 @@ def crank_nicolson(u: Tensor, number: Tensor, *, boundary: Boundary = "no-flux",
     Args:
         u: field, its last `dims` dimensions are space.
         number: n, shape () or that of the leading dimensions of u.
+
+    Raises:
+        ValueError: if there is no such boundary, or u has fewer dimensions.
     """
+    _check(u, boundary, dims)
     axes = tuple(range(-dims, 0))
     shape = u.shape[-dims:]
     if boundary == "no-flux":

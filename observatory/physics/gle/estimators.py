@@ -47,12 +47,12 @@ def as_trajectories(trajectories: Trajectories) -> list[Tensor]:
     """Trajectories as tensors (P, N), one of them for each length.
 
     Raises:
-        ValueError: if a number is not finite or a shape is not (N,) or (P, N).
+        ValueError: if a number is not finite, there is none, or a shape is not (N,) or (P, N).
     """
     several = isinstance(trajectories, Sequence)
     given = [torch.as_tensor(x) for x in (trajectories if several else [trajectories])]
     for x in given:
-        if x.ndim not in (1, 2) or x.shape[-1] < 3:
+        if x.ndim not in (1, 2) or x.shape[-1] < 3 or not len(x):
             raise ValueError(
                 f"positions have shape (N,), (P, N) or are a list of (N,), N ≥ 3; got {tuple(x.shape)}"
             )

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from observatory.physics.gle.moments import chosen_lags, moments
-from observatory.physics.gle.newton import apart, distances, refine
+from observatory.physics.gle.newton import apart, distances, possible, refine
 from observatory.physics.gle.repeating import Repeating
 
 STARTS = 4  # at most, if their masses are unlike
 AS_NEAR = 2.6  # χ² for each parameter within which ends count as equally near: 95 % for three of them
 SPREAD = 0.03, 0.2  # of ln θ, over which slopes are taken: twice the error, within these bounds
-DRAWS = 4000  # of the parameters as far as they are known
 
 
 class MomentFit(nn.Module):
@@ -82,20 +81,15 @@ class MomentFit(nn.Module):
 
     def settled(self) -> tuple[Tensor, Tensor]:
         """The nearest end (p,), and draws (E, S, p) about each of the E ends that are as near."""
-        half, wide = self.steps // 2, (self.high - self.low) / 2
+        half = self.steps // 2
         simulated = self.lanes * (self.steps - half)
         ends = self.estimates[half:].mean(0)
         distance = self.distances[-1, :, 0].nan_to_num(torch.inf)
-        near = (distance <= distance.min() + AS_NEAR * len(wide)) & ends.isfinite().all(1)
+        near = (distance <= distance.min() + AS_NEAR * len(self.low)) & ends.isfinite().all(1)
         excess = (distance / self.distances[-1, :, 1]).clamp_min(1)  # what has not closed in knows less
-        information = (
-            self.information[half:].mean(0) / (excess * (1 + self._worth / simulated))[:, None, None]
-        )
-        covariance = torch.linalg.inv(information[near] + torch.diag(wide**-2))
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.randn(DRAWS, len(wide), generator=generator, dtype=torch.float64).to(wide)
-        possible = ends[near, None] + draws @ torch.linalg.cholesky(covariance).mT
-        return ends[distance.argmin()], torch.minimum(torch.maximum(possible, self.low), self.high)
+        known = self.information[half:].mean(0) / (excess * (1 + self._worth / simulated))[:, None, None]
+        draws = possible(ends[near], known[near], self.low, self.high, self.seed)
+        return ends[distance.argmin()], draws
 
     def _starts(self, world: Repeating, lags: Tensor, target: Tensor, sets: Tensor) -> Tensor:
         """The nearest ones of unlike masses, (STARTS, p), NaN where there are fewer."""

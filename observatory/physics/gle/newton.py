@@ -10,6 +10,7 @@ from torch import Tensor
 CUT = 1e-4  # eigenvalues of the correlation matrix of moments below which they count as one
 UNLIKE = 0.15  # of the range that is searched, between two starts
 REACH = 0.5  # the longest step, in logarithms
+DRAWS = 4000  # of the parameters as far as they are known
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,24 @@ def refine(
     return Refinement(
         theta + step.clamp(-REACH, REACH), information, count * float(r @ r), max(1, len(r) - p)
     )
+
+
+def possible(ends: Tensor, information: Tensor, low: Tensor, high: Tensor, seed: int) -> Tensor:
+    """Draws of what is as likely as each end, (E, S, p), within the range that was searched.
+
+    Args:
+        ends: logarithms of the parameters, (E, p).
+        information: Fisher's at each of them, (E, p, p); where it tells nothing, half the range is the error.
+        low: ends of the range, (p,).
+        high: the others.
+        seed: of the draws.
+    """
+    wide = (high - low) / 2
+    covariance = torch.linalg.inv(information + torch.diag(wide**-2))
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(DRAWS, len(wide), generator=generator, dtype=torch.float64).to(wide)
+    found = ends[:, None] + draws @ torch.linalg.cholesky(covariance).mT
+    return torch.minimum(torch.maximum(found, low), high)
 
 
 def apart(mass: Tensor, distance: Tensor, scale: Tensor, most: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from observatory.physics.gle.newton import REACH, apart
+from observatory.physics.gle.newton import REACH, apart, possible
 from observatory.physics.gle.repeating import Repeating
 
 STARTS = 4  # at most, if their masses are unlike
@@ -18,7 +18,6 @@ TRIALS = 3  # of the damping in a step
 STRAIGHT, DOUBLINGS = 0.75, 3  # of what the slope promises, above which a step is doubled, at most so often
 PART = 100_000  # positions, about, on which the first half of the steps is taken
 PIECE = 256  # points; longer trajectories are cut, at the loss of one transition in so many
-DRAWS = 4000  # of the parameters as far as they are known
 
 
 class PositionFit(nn.Module):
@@ -101,12 +100,8 @@ class PositionFit(nn.Module):
         best = self.log_likelihood.max()
         likely = (self.log_likelihood >= best - AS_LIKELY).tolist()
         near = torch.tensor([likely[s] and not self._repeats(s) for s in range(STARTS)])
-        wide = (self.high - self.low) / 2
-        covariance = torch.linalg.inv(self.information[near] + torch.diag(wide**-2))
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.randn(DRAWS, len(wide), generator=generator, dtype=torch.float64).to(wide)
-        possible = self.estimates[near, None] + draws @ torch.linalg.cholesky(covariance).mT
-        return self.estimates[self.log_likelihood.argmax()], self._within(possible)
+        draws = possible(self.estimates[near], self.information[near], self.low, self.high, self.seed)
+        return self.estimates[self.log_likelihood.argmax()], draws
 
     def _choose(self, x: Tensor, world: Repeating, sets: Tensor) -> None:
         """The likeliest sets of unlike masses."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from observatory.physics.gle.direct_fit import fit_exponentials
-from observatory.physics.gle.estimators import positions_of
+from observatory.physics.gle.estimators import as_trajectories, positions_of
 from observatory.physics.gle.incumbent import Incumbent, integrals_of
 from observatory.physics.gle.inversion import kernel_of_correlations
 from observatory.physics.gle.kernels import ExponentialKernel
@@ -79,8 +79,8 @@ class SimulationFit(nn.Module):
         seed: of the points and the noise.
 
     Raises:
-        ValueError: if a range is empty or not positive, there are too few samples for the lags, or the
-            likelihood is asked for with other than one exponential.
+        ValueError: if a range is empty or not positive, there are too few samples for the lags, the
+            likelihood is asked for with other than one exponential, or `refining` is neither.
     """
 
     found: Tensor
@@ -122,6 +122,8 @@ class SimulationFit(nn.Module):
         self.search = ParameterSearch(
             low, high, budget=budget, batch=batch, initial=initial * len(ranges), kind=search, seed=seed
         )
+        if refining not in get_args(Refining):
+            raise ValueError(f"refining must be one of {', '.join(get_args(Refining))}, got {refining!r}")
         if refining == "likelihood" and (len(gamma), len(cosines)) != (1, 0):
             raise ValueError("the likelihood of positions is known for one exponential: refine on moments")
         after = seed + 2 + budget
@@ -190,6 +192,7 @@ class SimulationFit(nn.Module):
 
     def _prepare(self, x: Tensor) -> Repeating:
         if self._repeating is None:
+            as_trajectories(x)  # or NaN would be searched for, and be a place of the likelihood's grid
             if x.shape[-1] <= self.lags:
                 raise ValueError(
                     f"trajectories of {x.shape[-1]} points have no {self.lags} lags: ask for fewer"
