@@ -6,9 +6,9 @@ import inspect
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional
 
 from observatory.looking.model import ModelFunction
+from observatory.looking.pooling import Pooled, Poolings
 
 # The functions through which PyTorch's layers use their weights, with the names of their arguments. Recording
 # functions instead of modules also sees `F.linear(x, self.weight)` and the inside of multi-head attention.
@@ -46,6 +47,7 @@ class LayerCall:
     shape: torch.Size  # of the output
     dtype: torch.dtype  # of the output
     edge: GradientEdge  # of the output, as it came out of the call
+    pooled: Pooled | None = None  # if only this needs the gradient of the output
 
     @property
     def input(self) -> Tensor:
@@ -61,13 +63,15 @@ class RecordedForward:
     calls: list[LayerCall]
     uses: Counter[str]  # edges of the graph that lead into each parameter
 
-    def gradients(self, direction: Tensor, calls: list[LayerCall], *, last: bool = False) -> list[Tensor]:
+    def gradients(
+        self, direction: Tensor, calls: Sequence[LayerCall | Pooled], *, last: bool = False
+    ) -> list[Tensor]:
         """∂(Σ v·f)/∂s for the output s of each call; zeros where the output does not depend on it.
 
         Args:
             direction: v, of the shape of the output; or several with a leading axis, which the gradients then
                 have too: faster for small networks, at the price of as many times the memory.
-            calls: which.
+            calls: which; or what their outputs were pooled to, for gradients by window.
             last: whether nothing more will be asked: the graph is then freed on the way, as in training.
         """
         if not calls:
@@ -104,7 +108,7 @@ def record_calls(function: ModelFunction, x: Any) -> RecordedForward:
     if any(tensor._version != version for tensor, version in recorder.versions):
         recorder = _Recorder(function, copy=True)
         output = recorder.run(x)
-    return RecordedForward(output, recorder.calls, _uses(output, recorder.names))
+    return recorder.record(output)
 
 
 class _Recorder:
@@ -115,24 +119,43 @@ class _Recorder:
         self.calls: list[LayerCall] = []
         self.versions: list[tuple[Tensor, int]] = []
         self.thread = threading.get_ident()
+        self.poolings = Poolings(self.thread)
 
     def run(self, x: Any) -> Tensor:
         with self._listening(), torch.enable_grad():
             return self.function(x, self.theta)
 
+    def record(self, output: Tensor) -> RecordedForward:
+        edges = _edges(output)
+        pooled = {
+            node: pooled
+            for node, pooled in self.poolings.found
+            if pooled.edge.node in edges and edges[node] == 1 and node.next_functions[0][0] is None
+        }
+        calls = [replace(call, pooled=pooled.get(call.edge.node)) for call in self.calls]
+        uses: Counter[str] = Counter()
+        for node, count in edges.items():
+            if (variable := getattr(node, "variable", None)) is not None:
+                uses[self.names.get(id(variable), "")] += count
+        return RecordedForward(output, calls, uses)
+
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        originals = {layer: getattr(functional, layer) for layer in LAYERS}
+        originals = {name: getattr(functional, name) for name in (*LAYERS, "relu", "max_pool2d")}
+        heard = {layer: self._heard(layer, originals[layer]) for layer in LAYERS}
+        heard["relu"] = self.poolings.relu(originals["relu"])
+        heard["max_pool2d"] = self.poolings.max_pool2d(originals["max_pool2d"])
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # it fuses a whole transformer layer into one call
         try:
-            for layer, original in originals.items():
-                setattr(functional, layer, self._heard(layer, original))
+            for name, function in heard.items():
+                setattr(functional, name, function)
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            for layer, original in originals.items():
-                setattr(functional, layer, original)
+            for name, original in originals.items():
+                setattr(functional, name, original)
+            self.poolings.forget()
 
     def _heard(self, layer: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The layer function, which also takes notes; calls of other threads pass through."""
@@ -164,19 +187,15 @@ class _Recorder:
         return value
 
 
-def _uses(output: Tensor, names: dict[int, str]) -> Counter[str]:
-    """How many edges of the graph lead into each parameter: the calls that were heard may not be all."""
-    uses: Counter[str] = Counter()
+def _edges(output: Tensor) -> Counter[Node]:
+    """How many edges of the graph lead into each of its nodes; what was heard may not be all."""
     waiting: list[Node] = [] if output.grad_fn is None else [output.grad_fn]
-    seen = set(waiting)
+    edges: Counter[Node] = Counter(dict.fromkeys(waiting, 0))
     while waiting:
         for node, _ in waiting.pop().next_functions:
             if node is None:
                 continue
-            variable = getattr(node, "variable", None)
-            if variable is not None:
-                uses[names.get(id(variable), "")] += 1
-            elif node not in seen:
-                seen.add(node)
+            if node not in edges:
                 waiting.append(node)
-    return uses
+            edges[node] += 1
+    return edges

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from observatory.looking.calls import LayerCall, RecordedForward
 from observatory.looking.model import ModelFunction
+from observatory.ntk.convolutions import PooledConvolutionFactors
 from observatory.ntk.factors import Factors, Layout, SiteFactors, by_example
 from observatory.ntk.rules import rule_of
 
@@ -66,10 +67,17 @@ def factors_of(claim: Claim, record: RecordedForward) -> list[Factors]:
     own = [claim.own] if len(claim.calls) == 1 else [(one,) for one in claim.own]
     made = []
     for k, names, layout in zip(claim.calls, own, claim.layouts, strict=True):
-        rule = rule_of(record.calls[k])
+        call, n = record.calls[k], len(record.output)
+        rule = PooledConvolutionFactors if _keeps_windows(claim, call, n) else rule_of(call)
         assert rule is not None  # or it would not be claimed
-        made.append(rule(record.calls[k], names, len(record.output), layout))
+        made.append(rule(call, names, n, layout))
     return made
+
+
+def _keeps_windows(claim: Claim, call: LayerCall, n: int) -> bool:
+    """Whether B is kept by window: of a convolution that is only pooled, one image for each example."""
+    alone = len(claim.calls) == 1 and len(claim.own) == len(call.parameters)
+    return alone and call.pooled is not None and call.layer == "conv2d" and call.shape[0] == n
 
 
 def _assign(function: ModelFunction, record: RecordedForward, layouts: list[Layout | None]) -> Claims:

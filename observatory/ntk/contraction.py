@@ -30,8 +30,11 @@ class Side:
 
     def __post_init__(self) -> None:
         self.factors = [factors_of(claim, self.record) for claim in self.claims]
-        self._positions = sorted({k for claim in self.claims for k in claim.calls})
-        self._calls = [self.record.calls[k] for k in self._positions]
+        self._asked = {  # of what gradients are asked, by position of the call
+            k: factor.asked
+            for claim, uses in zip(self.claims, self.factors, strict=True)
+            for k, factor in zip(claim.calls, uses, strict=True)
+        }
         self._scratch = Scratch()
 
     @property
@@ -47,7 +50,7 @@ class Side:
     @property
     def at_once(self) -> int:
         """Directions of one backward pass: several for small networks, where calls cost more than sums."""
-        numbers = sum(call.shape.numel() for call in self._calls)
+        numbers = sum(self.record.calls[k].shape.numel() for k in self._asked)
         allowed = BATCHED_NUMBERS[self.directions.device.type == "cuda"] // max(numbers, 1)
         return max(1, min(allowed, self.d))
 
@@ -60,13 +63,14 @@ class Side:
         """
         for start in range(0, self.d, at_once):
             ends = last and start + at_once >= self.d
+            asked = list(self._asked.values())
             if at_once > 1:
                 directions = self.directions[start : start + at_once]
-                gradients = self.record.gradients(directions, self._calls, last=ends)
+                gradients = self.record.gradients(directions, asked, last=ends)
             else:
-                single = self.record.gradients(self.directions[start], self._calls, last=ends)
+                single = self.record.gradients(self.directions[start], asked, last=ends)
                 gradients = [g[None] for g in single]
-            found = dict(zip(self._positions, gradients, strict=True))
+            found = dict(zip(self._asked, gradients, strict=True))
             yield [
                 self._piece(factors, [found[k] for k in claim.calls])
                 for claim, factors in zip(self.claims, self.factors, strict=True)
@@ -109,7 +113,7 @@ def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
 
     def contract(k: int) -> None:
         if ways[k] == "by sites":
-            add_paired_by_sites(outs[k], *_sites(pairs[k]), mine[k], theirs[k])
+            add_paired_by_sites(outs[k], *_sites(pairs[k], mine[k], theirs[k]))
         else:
             columns = repeat(None) if same else right.rows(k, theirs[k], n)
             for one, two in zip(left.rows(k, mine[k], n), columns, strict=False):
@@ -150,7 +154,7 @@ def add_crossed(left: Side, right: Side, outs: list[Tensor]) -> None:
     theirs = mine if same else _gathered(right, ways, n)
     for k, way in enumerate(ways):
         if way == "by sites":
-            add_crossed_by_sites(outs[k], *_sites(pairs[k]), mine[k], theirs[k])
+            add_crossed_by_sites(outs[k], *_sites(pairs[k], mine[k], theirs[k]))
         elif way == "forming later":
             columns = repeat(None) if same else right.rows(k, theirs[k], n)
             for one, two in zip(left.rows(k, mine[k], n), columns, strict=False):
@@ -187,10 +191,14 @@ def site_factor(uses: list[Factors]) -> SiteFactors | None:
     return factor if len(uses) == 1 and isinstance(factor, SiteFactors) else None
 
 
-def _sites(pair: tuple[list[Factors], list[Factors]]) -> tuple[SiteFactors, SiteFactors]:
-    one, two = (site_factor(uses) for uses in pair)
-    assert one is not None and two is not None  # or there are no sites
-    return one, two
+def _sites(
+    pair: tuple[list[Factors], list[Factors]], mine: list[Tensor], theirs: list[Tensor]
+) -> tuple[SiteFactors, SiteFactors, list[Tensor], list[Tensor]]:
+    """Factors of the two sides, and their B by sites: the same list if it was the same."""
+    left, right = (site_factor(uses) for uses in pair)
+    assert left is not None and right is not None  # or there are no sites
+    b = [left.by_sites(piece) for piece in mine]
+    return left, right, b, b if theirs is mine else [right.by_sites(piece) for piece in theirs]
 
 
 def _outputs_at_once(factor: SiteFactors, rows: int) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from observatory.looking.calls import LayerCall
+from observatory.looking.pooling import Pooled
 
 CACHED_NUMBERS = 2**18  # of patches or gradients that stay in a CPU's cache
 REREAD_NUMBERS = 2**20  # of patches that are read again for each direction
@@ -41,9 +42,14 @@ class Factors(ABC):
         self.call, self.own, self.n, self.layout = call, own, n, layout
         self.weighted, self.biased = "weight" in own, "bias" in own
 
+    @property
+    def asked(self) -> LayerCall | Pooled:
+        """Whose output's gradients `backward` is given."""
+        return self.call
+
     @abstractmethod
     def backward(self, gradient: Tensor) -> Tensor:
-        """B by example, from the gradients (D, *output of the call)."""
+        """B by example, from the gradients (D, *output) of what is asked."""
 
     @abstractmethod
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
@@ -121,20 +127,38 @@ class SiteFactors(Factors):
             at: which outputs.
             out: where to write them.
         """
-        rows = [one[..., at].mT for part in b for one in part]  # (N, g, o, s) for each direction
-        shape = (len(rows), *rows[0].shape[:3], self.columns)
-        out = rows[0].new_empty(shape) if out is None else out.view(shape)
-        whole = rows[0].shape[2] == self.outputs and len(rows) > 1
-        step = (
-            max(1, REREAD_NUMBERS // (self.groups * self.sites * self.columns)) if len(rows) > 1 else self.n
-        )
+        each = [one for part in b for one in part]
+        outputs = len(range(self.outputs)[at])
+        shape = (len(each), self.n, self.groups, outputs, self.columns)
+        out = each[0].new_empty(shape) if out is None else out.view(shape)
+        whole = outputs == self.outputs and len(each) > 1
+        step = self._formed_at_once if len(each) > 1 else self.n
         for k in range(0, self.n, step):  # patches stay near from one direction to the next
             some = slice(k, k + step)
-            # used once for some directions, they are made where they are needed: memory is dearer than that
-            patches = (self._biased(some) if whole else self.patches[some]).flatten(0, 1)
-            for one, target in zip(rows, out, strict=True):
-                torch.bmm(one[some].flatten(0, 1), patches, out=target[some].flatten(0, 1))
-        return out.view(len(rows), self.n, -1)
+            patches = self._forming_patches(some, whole=whole).flatten(0, 1)
+            for one, target in zip(each, out, strict=True):
+                torch.bmm(self._rows(one, some, at).flatten(0, 1), patches, out=target[some].flatten(0, 1))
+        return out.view(len(each), self.n, -1)
+
+    def _rows(self, b: Tensor, examples: slice, at: slice) -> Tensor:
+        """(n, g, o, s) of some examples and outputs, from B in one direction."""
+        return b[examples, ..., at].mT
+
+    def _forming_patches(self, examples: slice, *, whole: bool) -> Tensor:
+        """U of some examples, to form gradients of the whole weight or of a part of it.
+
+        Used once for some directions, it is made where it is needed: memory is dearer than that.
+        """
+        return self._biased(examples) if whole else self.patches[examples]
+
+    @property
+    def _formed_at_once(self) -> int:
+        """Examples whose patches are read again for each direction."""
+        return max(1, REREAD_NUMBERS // (self.groups * self.sites * self.columns))
+
+    def by_sites(self, b: Tensor) -> Tensor:
+        """B (D, N, g, s, o), where it is kept in another form."""
+        return b
 
     def squared_norms(self, b: Tensor) -> Tensor:
         """‖G‖² in each direction and of each example, (D, N), from B: gradients are formed and forgotten."""

@@ -14,7 +14,7 @@ from observatory.looking.probe import Probe, rows
 from observatory.ntk.blocks import Block, layer_name
 from observatory.ntk.claims import claims_of
 from observatory.ntk.contraction import site_factor
-from observatory.ntk.factors import Factors
+from observatory.ntk.factors import SiteFactors
 from observatory.ntk.sizes import sizes_of
 from observatory.ntk.ways import norms_way
 
@@ -99,8 +99,9 @@ def _norms(block: Block) -> Iterator[tuple[str, Tensor]]:
     found: list[list[Tensor]] = [[] for _ in side.claims]
     for pieces in side.backward(side.at_once, last=True):
         for k, (factor, overlaps, piece) in enumerate(zip(factors, within, pieces, strict=True)):
-            if overlaps is not None:
-                found[k].append((overlaps * (piece @ piece.mT)).sum((2, 3, 4)))
+            if factor is not None and overlaps is not None:
+                b = factor.by_sites(piece)
+                found[k].append((overlaps * (b @ b.mT)).sum((2, 3, 4)))
             elif factor is not None and not factor.one_hot:
                 found[k].append(factor.squared_norms(piece))
             else:
@@ -121,10 +122,12 @@ def _products(block: Block) -> Iterator[Tensor]:
     side = block.side
     kept = [torch.cat(pieces) for pieces in zip(*side.backward(side.at_once, last=True), strict=True)]
     for k, (uses, b) in enumerate(zip(side.factors, kept, strict=True)):
-        if (overlaps := _overlaps_within(uses)) is None:
+        factor = site_factor(uses)
+        if factor is None or (overlaps := _overlaps_within(factor)) is None:
             parts = (gradients.transpose(0, 1) for gradients in side.rows(k, [b]))
             yield torch.stack([part @ part.mT for part in parts]).sum(0)
         else:
+            b = factor.by_sites(b)
             moved = overlaps @ b  # (D, n, g, s, o)
             one, two = (g.permute(1, 2, 0, 3, 4).flatten(3) for g in (b, moved))
             yield (one @ two.mT).sum(1)
@@ -132,10 +135,7 @@ def _products(block: Block) -> Iterator[Tensor]:
         yield gradients.transpose(0, 1) @ gradients.permute(1, 2, 0)
 
 
-def _overlaps_within(uses: list[Factors]) -> Tensor | None:
+def _overlaps_within(factor: SiteFactors) -> Tensor | None:
     """U[s]·U[t] within each example, (n, groups, s, t), where cheaper than forming gradients."""
-    factor = site_factor(uses)
-    if factor is None:
-        return None
     s, o = factor.sites, factor.outputs
     return factor.overlaps_within() if s == 1 or s * (o + 1) <= o * factor.columns else None

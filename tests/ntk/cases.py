@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 
@@ -171,6 +172,35 @@ class Routed(nn.Module):
         return self.head(torch.tanh(hidden))
 
 
+class PooledTwice(nn.Module):
+    """A convolution of whose output two poolings and a sum are taken, before and after it is rectified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Conv2d(4, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        rectified = functional.relu(y)
+        pooled = functional.max_pool2d(rectified, 2) + functional.max_pool2d(y, 3, 2, ceil_mode=True)
+        return self.head(functional.relu_(pooled).mean((2, 3)) + rectified.mean((2, 3)))
+
+
+def pooled(pool: nn.Module, **options: object) -> nn.Module:
+    """Two convolutions, rectified and pooled as in every textbook."""
+    return nn.Sequential(
+        nn.Conv2d(4, 6, 3, padding=1, **options),
+        nn.ReLU(),
+        pool,
+        nn.Conv2d(6, 5, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    )
+
+
 def convolution(**options: object) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(4, 6, 3, **options),
@@ -225,6 +255,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "circular padding": (lambda: convolution(padding=(2, 1), padding_mode="circular", bias=False), image),
     "replicate padding": (lambda: convolution(padding=1, padding_mode="replicate"), image),
     "same padding": (lambda: same(), image),
+    "pooled": (lambda: pooled(nn.MaxPool2d(2)), image),
+    "pooled in groups, with gaps": (
+        lambda: pooled(nn.MaxPool2d(2, 2, padding=1, dilation=2), groups=2, bias=False),
+        image,
+    ),
+    "pooled with overlaps": (lambda: pooled(nn.MaxPool2d((3, 2), 1), padding_mode="reflect"), image),
+    "pooled twice": (PooledTwice, image),
     "1d convolution": (
         lambda: nn.Sequential(nn.Conv1d(3, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)),
         lambda: torch.randn(5, 3, 9),
