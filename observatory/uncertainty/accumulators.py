@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from observatory.looking.ranks import all_reduce_sum, world_size
 from observatory.looking.undisturbed import undisturbed
 
-ROWS = 1024  # that `Gram` multiplies together
-BLOCK = 128  # columns per product of triangular matrices: what is known to be zero is not computed
+ROWS = 2048  # that `Gram` multiplies together
+BLOCK = 96  # columns per product of triangular matrices: what is known to be zero is not computed
 
 
 def column_blocks(width: int, size: int) -> list[tuple[int, int]]:
@@ -51,44 +53,62 @@ class Accumulator(nn.Module):
         self.register_buffer("matrix", torch.zeros(width, width, dtype=dtype, device=device))
         self.register_buffer("rows", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64, device=device))
-        self._waiting: list[Tensor] = []  # rows that are not in the matrix yet: few large products are faster
+        self._waiting: Tensor | None = None  # rows that are not in the matrix yet: large products are faster
+        self._count = 0  # of them
 
     @property
     def width(self) -> int:
         return self.matrix.shape[0]
 
-    def update(self, features: Tensor, weights: Tensor | None = None) -> None:
+    def update(self, features: Tensor, weights: Tensor | None = None, *, short: bool = False) -> None:
         """Add rows.
 
         Args:
             features: (n, d); gradients are not followed.
             weights: ω, (n,), not negative; default 1.
+            short: whether the last entry is 1 in all rows and left out, (n, d - 1).
 
         Raises:
             NotFinite: if something is NaN or infinite.
             ValueError: if the width differs, or a weight is negative.
         """
         features = features.detach()
-        if features.ndim != 2 or features.shape[1] != self.width:
+        if features.ndim != 2 or features.shape[1] != self.width - short:
             raise ValueError(
                 f"features of shape {tuple(features.shape)} do not fit into an accumulator of width "
                 f"{self.width}: rows (n, {self.width}), the entry of the bias (1, or 0 for derivatives) last"
             )
         features = features.to(self.matrix.device, torch.promote_types(features.dtype, torch.float32))
-        if not torch.isfinite(features.sum()):  # a tenth of the time of looking at every number
+        if not math.isfinite(features.sum().item()):  # a tenth of the time of looking at every number
             bad = int((~torch.isfinite(features)).any(1).sum())
             if bad:
                 raise NotFinite(f"{bad} of {len(features)} rows of features are NaN or infinite")
         if weights is not None:
             weights = self._checked(weights, features)
-            features = features * weights.sqrt()[:, None].to(features.dtype)
-        self.rows += len(features)
-        self.weight += len(features) if weights is None else weights.sum()
-        if len(features) + sum(map(len, self._waiting)) < self._enough():
-            self._waiting.append(features.clone())  # the caller may write over them
-        else:
-            self._waiting.append(features)
+            features = self._whole(features) * weights.sqrt()[:, None].to(features.dtype)
+        self.rows.add_(len(features))
+        self.weight.add_(len(features) if weights is None else weights.sum())
+        self._wait(features)
+
+    def _whole(self, features: Tensor) -> Tensor:
+        """With the last entry."""
+        return functional.pad(features, (0, self.width - features.shape[1]), value=1.0)
+
+    def _wait(self, features: Tensor) -> None:
+        """Keep rows until there are many."""
+        n, width = features.shape
+        most, waiting = self._enough(), self._waiting
+        if waiting is not None and (waiting.dtype != features.dtype or waiting.shape[1] != width):
             self.flush()
+        if self._count + n > most:
+            self._take_in()
+        if n > most:
+            self._take_in(features)
+            return
+        if self._waiting is None:
+            self._waiting = features.new_empty(most, width)
+        self._waiting[self._count : self._count + n] = features
+        self._count += n
 
     def _enough(self) -> int:
         """Rows that are taken in together."""
@@ -96,10 +116,20 @@ class Accumulator(nn.Module):
 
     def flush(self) -> None:
         """Take in the rows that wait."""
-        if self._waiting:
-            rows, self._waiting = self._waiting, []
+        self._take_in()
+        self._waiting = None
+
+    def _take_in(self, rows: Tensor | None = None) -> None:
+        """Add these rows; default those that wait."""
+        if rows is None and self._waiting is not None:
+            rows, self._count = self._waiting[: self._count], 0
+        if rows is not None and len(rows):
             with torch.no_grad(), undisturbed(self.matrix.device, streams=False):
                 self._add(rows)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.flush()  # what waits is no buffer, and would stay where it is
+        return super()._apply(*args, **kwargs)
 
     def _checked(self, weights: Tensor, features: Tensor) -> Tensor:
         weights = weights.detach().to(features.device, torch.float64)
@@ -110,8 +140,8 @@ class Accumulator(nn.Module):
             )
         return weights
 
-    def _add(self, rows: list[Tensor]) -> None:
-        """Add Σ f fᵀ of checked rows, each (n, d)."""
+    def _add(self, rows: Tensor) -> None:
+        """Add Σ f fᵀ of checked rows, (n, d) or (n, d - 1)."""
         raise NotImplementedError
 
     def merge(self, other: Accumulator) -> None:
@@ -173,10 +203,13 @@ class Gram(Accumulator):
 
     _decomposed: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None  # of which state of the matrix
 
-    def _add(self, rows: list[Tensor]) -> None:
-        joined = torch.cat(rows)
-        for start, end in column_blocks(self.width, BLOCK):
-            self.matrix[:end, start:end] += joined[:, :end].mT @ joined[:, start:end]
+    def _add(self, rows: Tensor) -> None:
+        n, width = rows.shape
+        for start, end in column_blocks(width, BLOCK):
+            self.matrix[:end, start:end] += rows[:, :end].mT @ rows[:, start:end]
+        if width < self.width:
+            self.matrix[:width, width] += rows.sum(0)
+            self.matrix[width, width] += n
 
     def _merge(self, matrix: Tensor) -> None:
         self.matrix += matrix
@@ -210,15 +243,15 @@ class Gram(Accumulator):
 class Root(Accumulator):
     """An upper triangular R with RᵀR = C by QR of stacked rows: twice the digits of the Gram matrix.
 
-    Rows wait until there are d of them; O(d²) operations a row, several times those of `Gram`.
+    Up to 2 d rows wait; O(d²) operations a row, several times those of `Gram`.
     """
 
     def _enough(self) -> int:
-        return self.width
+        return 2 * self.width
 
-    def _add(self, rows: list[Tensor]) -> None:
-        stacked = torch.cat([self.matrix, *(part.to(self.matrix.dtype) for part in rows)])
-        self.matrix.copy_(_triangle(stacked))
+    def _add(self, rows: Tensor) -> None:
+        rows = self._whole(rows).to(self.matrix.dtype)
+        self.matrix.copy_(_triangle(torch.cat([self.matrix, rows])))
 
     def _merge(self, matrix: Tensor) -> None:
         self.matrix.copy_(_triangle(torch.cat([self.matrix, matrix])))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +68,39 @@ class LastLayer:
         inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         return inputs.flatten(0, -2) if inputs.ndim > 1 else inputs[None]
 
-    def watch(self, run: Run) -> tuple[Any, Tensor]:
-        """What the network returned, and what went into the layer, attached to the graph.
+    @contextmanager
+    def listening(self) -> Iterator[list[Tensor]]:
+        """A list of what goes into the layer meanwhile, attached to the graph.
 
         A hook listens, which changes nothing about the forward pass and is gone afterwards.
-
-        Raises:
-            RuntimeError: if the layer was not called.
         """
         heard: list[Tensor] = []
         handle = self.module.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
         try:
-            returned = run()
+            yield heard
         finally:
             handle.remove()
+
+    def watch(self, run: Run, heard: list[Tensor] | None = None) -> tuple[Any, Tensor]:
+        """What the network returned, and what went into the layer, attached to the graph.
+
+        Args:
+            run: calls the network.
+            heard: what `listening` gave, for several calls.
+
+        Raises:
+            RuntimeError: if the layer was not called.
+        """
+        if heard is None:  # not by `listening`: a context costs as much as a small layer
+            heard = []
+            handle = self.module.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+            try:
+                returned = run()
+            finally:
+                handle.remove()
+        else:
+            heard.clear()
+            returned = run()
         if not heard:
             raise RuntimeError(
                 f"the forward pass did not call {self.name!r}: is it the network that was fitted?"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
@@ -32,10 +34,16 @@ class Rows:
     """One batch of a loader, seen through the network."""
 
     output: Tensor  # as the network returned it
-    features: Tensor  # (n, d)
+    short_features: Tensor  # (n, d), or (n, d - 1) without the last entry if it is 1 in all rows
+    width: int  # d
     targets: Any  # None if the batch has none
     examples: int  # of the batch; each has one or more rows
     batch: Any
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(n, d)"""
+        return functional.pad(self.short_features, (0, self.width - self.short_features.shape[1]), value=1.0)
 
 
 class LastLayerPosterior(nn.Module):
@@ -105,7 +113,7 @@ class LastLayerPosterior(nn.Module):
         self.gram = None
         examples = 0
         for number, rows in enumerate(self._passing(loader, weights is not None)):
-            gram = self._accumulator(rows.features)
+            gram = self._accumulator(rows.width, rows.short_features.device)
             try:
                 self._take(rows, gram, None if weights is None else weights(rows.batch))
             except ValueError as error:
@@ -123,7 +131,8 @@ class LastLayerPosterior(nn.Module):
         return self
 
     def _take(self, rows: Rows, gram: Accumulator, weights: Tensor | None) -> None:
-        gram.update(self._raised(rows.features), weights)
+        features = self._raised(rows.short_features)
+        gram.update(features, weights, short=features.shape[1] < rows.width)
 
     def _all_reduce(self) -> None:
         assert self.gram is not None
@@ -134,14 +143,14 @@ class LastLayerPosterior(nn.Module):
 
         The entry of the bias is the last one: 1, or 0 for derivatives. Factorise when all are there.
         """
-        self._accumulator(features).update(self._raised(features), weights)
+        self._accumulator(features.shape[-1], features.device).update(self._raised(features), weights)
 
     def _raised(self, features: Tensor) -> Tensor:
         return features if self.accumulate_in is None else features.to(self.accumulate_in)
 
-    def _accumulator(self, features: Tensor) -> Accumulator:
+    def _accumulator(self, width: int, device: torch.device) -> Accumulator:
         if self.gram is None:
-            self.gram = ACCUMULATORS[self.kind](features.shape[-1], device=features.device)
+            self.gram = ACCUMULATORS[self.kind](width, device=device)
         return self.gram
 
     def factorise(self, reg: float | None = None) -> None:
@@ -177,29 +186,36 @@ class LastLayerPosterior(nn.Module):
     def _watch(self, x: Any) -> tuple[Tensor, Tensor]:
         """Output as returned, and features (n, d)."""
         output, inputs = self._heard(x)
-        assert self.layer is not None
-        return output, self.layer.rows(inputs)
+        return output, self._layer_of(x).rows(inputs)
 
     def _heard(self, x: Any) -> tuple[Tensor, Tensor]:
         """Output as returned, and what went into the last layer."""
+        return self._layer_of(x).watch(lambda: self._call(x))
+
+    def _layer_of(self, x: Any) -> LastLayer:
+        """The last layer, found with these inputs if it is not known yet."""
         if self.layer is None and self._jacobian:
             self.layer = find_head(self.model, lambda: self._call(x), self._last_layer)
         elif self.layer is None:
             self.layer = find_last_layer(
                 self.model, lambda: self._call(x), name=self._last_layer, pool=self._pool
             )
-        return self.layer.watch(lambda: self._call(x))
+        return self.layer
 
     def _passing(self, loader: Any, whole: bool = False) -> Iterator[Rows]:
         """Every batch of this rank's part of a loader, seen in evaluation mode without gradients."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        left = _own_examples(loader)
-        with evaluating(self.model), torch.no_grad():
+        left, heard = _own_examples(loader), None
+        with evaluating(self.model), torch.no_grad(), ExitStack() as stack:
             for batch in loader:
-                batch = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+                batch = _moved(batch, device)
                 part = split_batch(batch, inputs=self._inputs, targets=self._targets)
-                output, features = self._watch(part.inputs)
-                rows = Rows(output, features, part.targets, len(part), batch if whole else None)
+                layer = self._layer_of(part.inputs)
+                if heard is None:
+                    heard = stack.enter_context(layer.listening())
+                output, inputs = layer.watch(partial(self._call, part.inputs), heard)
+                features, width = layer.short(inputs), layer.width
+                rows = Rows(output, features, width, part.targets, len(part), batch if whole else None)
                 if left is not None and len(part) > left:
                     rows = _first(rows, left)
                 if left is not None:
@@ -292,6 +308,13 @@ def _evaluating(model: nn.Module, remind: bool) -> Iterator[None]:
             module.training = training
 
 
+def _moved(batch: Any, device: torch.device) -> Any:
+    """A batch on a device. Looking for tensors at any depth is slow beside a small network."""
+    if type(batch) in (list, tuple) and all(isinstance(leaf, Tensor) for leaf in batch):
+        return type(batch)(leaf.to(device) for leaf in batch)
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+
+
 def _own_examples(loader: Any) -> int | None:
     """How many examples of a rank are its own: a DistributedSampler repeats the first ones at the end."""
     sampler = getattr(loader, "sampler", None)
@@ -306,6 +329,11 @@ def _first(rows: Rows, examples: int) -> Rows:
     def cut(tensor: Any) -> Any:
         return tensor[: examples * (len(tensor) // rows.examples)] if isinstance(tensor, Tensor) else tensor
 
-    return Rows(
-        cut(rows.output), cut(rows.features), tree_map(cut, rows.targets), examples, tree_map(cut, rows.batch)
+    return replace(
+        rows,
+        output=cut(rows.output),
+        short_features=cut(rows.short_features),
+        targets=tree_map(cut, rows.targets),
+        examples=examples,
+        batch=tree_map(cut, rows.batch),
     )

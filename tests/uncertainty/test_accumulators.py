@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from heads import DOUBLE
@@ -56,7 +58,37 @@ def test_products_in_float32_cost_nothing_as_long_as_the_sum_is_float64(generato
     rows = torch.randn(20_000, 64, generator=generator)
     exact = rows.double().mT @ rows.double()
     error = (filled(Gram, rows, [100] * 200).gram() - exact).norm() / exact.norm()
-    assert error < 1e-7  # a product of 100 rows rounds by 6e-8/√100, their sum by less
+    assert error < 1e-7  # a product of 2000 rows rounds by 6e-8, their sum by less
+
+
+@KINDS
+@pytest.mark.parametrize("sizes", [(300,), (100, 200), (1,) * 300, (250, 50)])
+def test_last_entry_of_one_may_be_left_out(kind, sizes, generator):
+    rows = torch.cat([torch.randn(300, 130, generator=generator, dtype=DOUBLE), torch.ones(300, 1)], 1)
+    weights = torch.rand(300, generator=generator, dtype=DOUBLE)
+    total = kind(131)
+    for number, (part, weight) in enumerate(zip(rows.split(sizes), weights.split(sizes), strict=True)):
+        whole = number % 3 == 1  # mixed with rows in which it is given
+        total.update(part if whole else part[:, :-1], weight if number % 2 else None, short=not whole)
+    counted = torch.cat([w if k % 2 else torch.ones_like(w) for k, w in enumerate(weights.split(sizes))])
+    expected = (rows.mT * counted) @ rows
+    torch.testing.assert_close(gram_of(total), expected, rtol=1e-9, atol=1e-9)
+    assert total.weight.item() == pytest.approx(counted.sum().item(), rel=1e-14)
+    with pytest.raises(ValueError, match=r"shape \(4, 131\) do not fit into an accumulator of width 131"):
+        total.update(rows[:4], short=True)
+
+
+@KINDS
+def test_rows_that_wait_move_and_are_copied_with_the_accumulator(kind, generator):
+    rows = torch.randn(30, 8, generator=generator, dtype=DOUBLE)
+    total = kind(8)
+    total.update(rows[:10].float())  # precise to 6e-8, as given
+    total.update(rows[10:20])
+    copied = copy.deepcopy(total).double()
+    for one in (total, copied):
+        one.update(rows[20:])
+        torch.testing.assert_close(gram_of(one), rows.mT @ rows, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total.root(0.0), copied.root(0.0), rtol=1e-12, atol=1e-12)
 
 
 @KINDS
