@@ -20,7 +20,9 @@ LOOSE = 1e10  # ... and in float64 below this many, the distances that were sele
 CACHED = 2**23  # bytes of a chunk on a CPU: what was just written is read again from the cache
 FEW = 16  # of less than one row in so many the smallest entries are selected without groups
 TREE_DIMENSIONS = 6  # up to here a k-d tree takes differences, which keep ties, at no higher cost
-TREE_POINTS = 33  # ... and for distances alone from 33 k (D - 1) points on: its time grows with k
+TREE_SEARCHES = 8  # up to here it is faster for many points: from c k^¾ 1.65^D on, found by timing
+TREE_POINTS = {True: 20, False: 32}  # c, with indices and without
+SINGLE = 1.7  # times as many if products are in float32
 LEAF = 32  # points
 TIED = 1e-9  # relative difference of squares in float64 that may be rounding
 NARROW = 128  # dimensions up to which choosing the smallest takes longer than the matrix product
@@ -42,7 +44,7 @@ def nearest(
         Distances (rows, k) in float64, indices (rows, k), and the number of rows that had to be searched
         again.
     """
-    if rows is None and _few_dimensions(x):
+    if rows is None and (_few_dimensions(x) or _many_points(x, k, dtype, indices=True)):
         return *_by_tree(x, k), 0
     every = rows is None
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
@@ -72,9 +74,11 @@ def distances_alone(
     x: Tensor, k: int, *, dtype: torch.dtype, chunk_bytes: int
 ) -> tuple[Tensor, Tensor | None, int]:
     """The same without the indices, where these cost more than the distances; None instead of them."""
-    if _few_dimensions(x) and len(x) <= TREE_POINTS * k * (x.shape[1] - 1):
+    if _many_points(x, k, dtype, indices=False):
+        return *_by_tree(x, k), 0
+    if _few_dimensions(x):
         return _ties_by_tree(x, k, chunk_bytes), None, 0
-    if x.device.type != "cpu" or _wide(x) or _few_dimensions(x):
+    if x.device.type != "cpu" or _wide(x):
         return nearest(x, k, dtype=dtype, chunk_bytes=chunk_bytes)
     squares = _values_by_product(x.to(dtype), k, chunk_bytes)
     again = squares[:, 0] < (LOOSE if dtype == torch.float64 else CLOSE) * _unit(x, dtype)
@@ -108,6 +112,13 @@ def _wide(x: Tensor) -> bool:
 
 def _few_dimensions(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.shape[1] <= TREE_DIMENSIONS
+
+
+def _many_points(x: Tensor, k: int, dtype: torch.dtype, *, indices: bool) -> bool:
+    """Whether a k-d tree takes less time than the distances of all pairs."""
+    (n, d), single = x.shape, dtype == torch.float32 and x.shape[1] > TREE_DIMENSIONS
+    enough = TREE_POINTS[indices] * k**0.75 * 1.65**d * (SINGLE if single else 1.0)
+    return x.device.type == "cpu" and d <= TREE_SEARCHES and n > enough
 
 
 def _by_tree(x: Tensor, k: int, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,10 @@ def by_definition(x: Tensor, k: int) -> Tensor:
     return distances.fill_diagonal_(torch.inf).sort(1).values[:, :k]
 
 
-@pytest.mark.parametrize(("n", "d", "k"), [(400, 2, 10), (400, 30, 64), (70, 30, 69), (200, 500, 5)])
+@pytest.mark.parametrize(
+    ("n", "d", "k"),
+    [(400, 2, 10), (3000, 7, 2), (1500, 8, 2), (2500, 8, 2), (400, 30, 64), (70, 30, 69), (200, 500, 5)],
+)  # in seven dimensions by a tree, in eight by products, then distances by products and indices by a tree
 def test_distances_are_those_of_the_definition(n, d, k, device, generator):
     x = torch.randn(n, d, dtype=torch.float64, generator=generator).to(device)
     near = nearest_neighbours(x, k, dtype=torch.float64)
