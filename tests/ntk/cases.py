@@ -256,6 +256,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "replicate padding": (lambda: convolution(padding=1, padding_mode="replicate"), image),
     "same padding": (lambda: same(), image),
     "pooled": (lambda: pooled(nn.MaxPool2d(2)), image),
+    "pooled, channels last": (
+        lambda: pooled(nn.MaxPool2d(2)).to(memory_format=torch.channels_last),
+        lambda: image().contiguous(memory_format=torch.channels_last),
+    ),
     "pooled in groups, with gaps": (
         lambda: pooled(nn.MaxPool2d(2, 2, padding=1, dilation=2), groups=2, bias=False),
         image,
