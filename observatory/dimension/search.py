@@ -20,7 +20,7 @@ LOOSE = 1e10  # ... and in float64 below this many, the distances that were sele
 CACHED = 2**23  # bytes of a chunk on a CPU: what was just written is read again from the cache
 FEW = 16  # of less than one row in so many the smallest entries are selected without groups
 TREE_DIMENSIONS = 6  # up to here a k-d tree takes differences, which keep ties, at no higher cost
-TREE_SEARCHES = 8  # up to here it is faster for many points: from c k^¾ 1.65^D on, found by timing
+TREE_AT_MOST = 8  # dimensions; so far it is faster for many points, from c k^¾ 1.65^D on: by timing
 TREE_POINTS = {True: 20, False: 32}  # c, with indices and without
 SINGLE = 1.7  # times as many if products are in float32
 LEAF = 32  # points
@@ -118,7 +118,7 @@ def _many_points(x: Tensor, k: int, dtype: torch.dtype, *, indices: bool) -> boo
     """Whether a k-d tree takes less time than the distances of all pairs."""
     (n, d), single = x.shape, dtype == torch.float32 and x.shape[1] > TREE_DIMENSIONS
     enough = TREE_POINTS[indices] * k**0.75 * 1.65**d * (SINGLE if single else 1.0)
-    return x.device.type == "cpu" and d <= TREE_SEARCHES and n > enough
+    return x.device.type == "cpu" and d <= TREE_AT_MOST and n > enough
 
 
 def _by_tree(x: Tensor, k: int, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,7 @@ class Accumulator(nn.Module):
             raise ValueError(
                 f"features of shape {tuple(features.shape)} do not fit into an accumulator of width "
                 f"{self.width}: rows (n, {self.width}), the entry of the bias (1, or 0 for derivatives) last"
+                + (f"; short ones (n, {self.width - 1}), without it" if short else "")
             )
         features = features.to(self.matrix.device, torch.promote_types(features.dtype, torch.float32))
         if not math.isfinite(features.sum().item()):  # a tenth of the time of looking at every number
