@@ -47,7 +47,7 @@ class LayerCall:
     shape: torch.Size  # of the output
     dtype: torch.dtype  # of the output
     edge: GradientEdge  # of the output, as it came out of the call
-    pooled: Pooled | None = None  # if only this needs the gradient of the output
+    pooled: Pooled | None = None  # what became of the output, if nothing else did
 
     @property
     def input(self) -> Tensor:
@@ -128,9 +128,9 @@ class _Recorder:
     def record(self, output: Tensor) -> RecordedForward:
         edges = _edges(output)
         pooled = {
-            node: pooled
+            node: replace(pooled, enough=node.next_functions[0][0] is None)
             for node, pooled in self.poolings.found
-            if pooled.edge.node in edges and edges[node] == 1 and node.next_functions[0][0] is None
+            if pooled.edge.node in edges and edges[node] == 1
         }
         calls = [replace(call, pooled=pooled.get(call.edge.node)) for call in self.calls]
         uses: Counter[str] = Counter()

@@ -26,20 +26,18 @@ class MaxPool:
     Args:
         x: what is pooled; only its shape is remembered, so it may be overwritten.
         geometry: kernel size, stride, padding, dilation, ceil_mode, as of `functional.max_pool2d`.
-        rectified: whether relu(x) is pooled.
+
+    Attributes:
+        largest: of each window, (n, channels, *windows), without its graph.
+        places: where that is in height · width, row after row.
     """
 
-    def __init__(self, x: Tensor, geometry: tuple[Any, ...], *, rectified: bool) -> None:
-        self._like, self._geometry, self._rectified = x.detach(), geometry, rectified
+    def __init__(self, x: Tensor, geometry: tuple[Any, ...]) -> None:
+        self._like, self._geometry = x.detach(), geometry
         slow = x.device.type == "cpu" and x.shape[1] >= NARROW and x.is_contiguous()
         images = self._like.contiguous(memory_format=torch.channels_last) if slow else self._like
         found = torch.ops.aten.max_pool2d_with_indices(images, *geometry)
-        self._largest, self._places = [each.contiguous() for each in found] if slow else found
-
-    @property
-    def largest(self) -> Tensor:
-        """What the call returns, (n, channels, *windows), without its graph."""
-        return self._largest.relu() if self._rectified else self._largest
+        self.largest, self.places = [each.contiguous() for each in found] if slow else found
 
     def spread(self, gradient: Tensor, examples: slice = slice(None)) -> Tensor:
         """The gradient with respect to x from that with respect to the windows.
@@ -51,10 +49,8 @@ class MaxPool:
         Returns:
             (n', channels, height, width).
         """
-        if self._rectified:
-            gradient = torch.ops.aten.threshold_backward(gradient, self._largest[examples], 0)
         spread: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
-            gradient, self._like[examples], *self._geometry, self._places[examples]
+            gradient, self._like[examples], *self._geometry, self.places[examples]
         )
         return spread
 
@@ -77,8 +73,9 @@ class Pooled:
     """What became of a tensor of which the largest values in windows were asked for."""
 
     pool: MaxPool
-    edge: GradientEdge  # of these values
+    edge: GradientEdge  # of these values, before they are rectified
     shape: torch.Size  # of these values
+    enough: bool = False  # whether nothing but parameters needs the tensor's gradient
 
 
 class Poolings:
@@ -119,11 +116,11 @@ class Poolings:
             before = self._before(input)
             x = input if before is None else before
             geometry = (kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
-            pool = MaxPool(x, geometry, rectified=before is not None)
-            output: Tensor = _Pooling.apply(x, pool)
+            pool = MaxPool(x, geometry)
+            largest: Tensor = _Pooling.apply(x, pool)
             if x.grad_fn is not None:
-                self.found.append((x.grad_fn, Pooled(pool, get_gradient_edge(output), output.shape)))
-            return output
+                self.found.append((x.grad_fn, Pooled(pool, get_gradient_edge(largest), largest.shape)))
+            return largest if before is None else largest.relu_()
 
         return max_pool2d
 

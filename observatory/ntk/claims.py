@@ -12,8 +12,8 @@ from torch import Tensor
 
 from observatory.looking.calls import LayerCall, RecordedForward
 from observatory.looking.model import ModelFunction
-from observatory.ntk.convolutions import PooledConvolutionFactors
 from observatory.ntk.factors import Factors, Layout, SiteFactors, by_example
+from observatory.ntk.pooled_convolutions import PooledConvolutionFactors, sums_chosen_patches
 from observatory.ntk.rules import rule_of
 
 _log = logging.getLogger("observatory.ntk")
@@ -62,22 +62,27 @@ def claims_of(function: ModelFunction, record: RecordedForward) -> Claims:
     return claims
 
 
-def factors_of(claim: Claim, record: RecordedForward) -> list[Factors]:
-    """The factors of a claim's calls, for the examples of this forward pass."""
+def factors_of(claim: Claim, record: RecordedForward, d: int) -> list[Factors]:
+    """The factors of a claim's calls, for the examples of this forward pass and d output directions."""
     own = [claim.own] if len(claim.calls) == 1 else [(one,) for one in claim.own]
     made = []
     for k, names, layout in zip(claim.calls, own, claim.layouts, strict=True):
         call, n = record.calls[k], len(record.output)
-        rule = PooledConvolutionFactors if _keeps_windows(claim, call, n) else rule_of(call)
+        rule = PooledConvolutionFactors if _keeps_windows(claim, call, n, d) else rule_of(call)
         assert rule is not None  # or it would not be claimed
         made.append(rule(call, names, n, layout))
     return made
 
 
-def _keeps_windows(claim: Claim, call: LayerCall, n: int) -> bool:
-    """Whether B is kept by window: of a convolution that is only pooled, one image for each example."""
+def _keeps_windows(claim: Claim, call: LayerCall, n: int, d: int) -> bool:
+    """Whether B is kept by window: of a convolution that is only pooled, one image for each example.
+
+    Where the backward pass makes its gradient in full anyway, windows must be worth the copies of patches.
+    """
     alone = len(claim.calls) == 1 and len(claim.own) == len(call.parameters)
-    return alone and call.pooled is not None and call.layer == "conv2d" and call.shape[0] == n
+    if not alone or call.pooled is None or call.layer != "conv2d" or call.shape[0] != n:
+        return False
+    return call.pooled.enough or (d > 1 and sums_chosen_patches(call))
 
 
 def _assign(function: ModelFunction, record: RecordedForward, layouts: list[Layout | None]) -> Claims:

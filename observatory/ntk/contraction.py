@@ -12,7 +12,7 @@ from torch import Tensor
 from observatory.looking.calls import RecordedForward
 from observatory.ntk.claims import Claim, factors_of
 from observatory.ntk.factors import Factors, SiteFactors
-from observatory.ntk.grams import TILE_NUMBERS, Scratch, add_gram, block_rows
+from observatory.ntk.grams import TILE_NUMBERS, Scratch, add_gram, add_grams, block_rows
 from observatory.ntk.sites import add_crossed_by_sites, add_paired_by_sites
 from observatory.ntk.ways import GROUP, Way, crossed_way, paired_way
 
@@ -29,7 +29,7 @@ class Side:
     factors: list[list[Factors]] = field(init=False)  # by claim, by use
 
     def __post_init__(self) -> None:
-        self.factors = [factors_of(claim, self.record) for claim in self.claims]
+        self.factors = [factors_of(claim, self.record, self.d) for claim in self.claims]
         self._asked = {  # of what gradients are asked, by position of the call
             k: factor.asked
             for claim, uses in zip(self.claims, self.factors, strict=True)
@@ -99,8 +99,7 @@ class Side:
         step = _outputs_at_once(factor, d * (n or self.n))
         for start in range(0, factor.outputs, step):
             at = slice(start, min(start + step, factor.outputs))
-            shape = (d, self.n, factor.groups * (at.stop - at.start) * factor.columns)
-            yield factor.gradients(pieces, at, self._scratch.of(shape, like=pieces[0]))
+            yield factor.gradients(pieces, at, self._scratch)
 
 
 def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
@@ -157,8 +156,7 @@ def add_crossed(left: Side, right: Side, outs: list[Tensor]) -> None:
             add_crossed_by_sites(outs[k], *_sites(pairs[k], mine[k], theirs[k]))
         elif way == "forming later":
             columns = repeat(None) if same else right.rows(k, theirs[k], n)
-            for one, two in zip(left.rows(k, mine[k], n), columns, strict=False):
-                add_gram(outs[k], one.flatten(0, 1), None if two is None else two.flatten(0, 1), block=block)
+            add_grams(outs[k], zip(left.rows(k, mine[k], n), columns, strict=False), block=block)
         else:
             columns_at_once = None if same else torch.cat(theirs[k]).flatten(0, 1)
             add_gram(outs[k], torch.cat(mine[k]).flatten(0, 1), columns_at_once, block=block)
@@ -203,7 +201,7 @@ def _sites(
 
 def _outputs_at_once(factor: SiteFactors, rows: int) -> int:
     """Outputs whose gradients make one tile: in equal parts, multiples of 16, as matrix products like it."""
-    fitting = max(1, TILE_NUMBERS // (rows * factor.groups * factor.columns))
+    fitting = max(1, factor.tile // (rows * factor.groups * factor.columns))
     parts = -(-factor.outputs // fitting)
     step = -(-factor.outputs // parts)
     return -(-step // 16) * 16 if step > 16 else step

@@ -11,10 +11,8 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from observatory.looking.calls import LayerCall
-from observatory.looking.pooling import Pooled
 from observatory.ntk.factors import FORMED_NUMBERS, Layout, SiteFactors
 
-SPREAD_NUMBERS = 2**16  # of B that stay in a CPU's cache from where they are spread to where they are used
 WEIGHT_GRADIENTS = (conv1d_weight, conv2d_weight, conv3d_weight)  # by number of axes
 
 
@@ -37,10 +35,10 @@ class ConvolutionFactors(SiteFactors):
         return self._windowed(at, self.inputs)
 
     def _biased(self, at: slice) -> Tensor:
-        if not (self.weighted and self.biased):
+        if not self.weighted or self.columns == self.inputs:
             return super()._biased(at)
         patches = self._windowed(at, self.columns)
-        patches[..., -1] = 1
+        patches[..., self.inputs :] = torch.eye(1, self.columns - self.inputs).to(patches) * self.biased
         return patches
 
     def _windowed(self, at: slice, columns: int) -> Tensor:
@@ -167,37 +165,3 @@ class ConvolutionFactors(SiteFactors):
             total = [d * (k - 1) for d, k in zip(dilation, self.kernel, strict=True)]
             return [side for t in reversed(total) for side in (t // 2, t - t // 2)]
         return [size for size in reversed(self._each(padding)) for _ in range(2)]
-
-
-class PooledConvolutionFactors(ConvolutionFactors):
-    """A convolution whose output is only pooled: B is kept by window, (D, N, channels, *windows).
-
-    It vanishes at all sites but one of each window, and is spread over them where it is used.
-    """
-
-    @property
-    def asked(self) -> Pooled:
-        assert self.call.pooled is not None  # or this would not be its rule
-        return self.call.pooled
-
-    def backward(self, gradient: Tensor) -> Tensor:
-        return gradient
-
-    def by_sites(self, b: Tensor) -> Tensor:
-        spread = [self.asked.pool.spread(one) for one in b]
-        return super().backward(spread[0][None] if len(spread) == 1 else torch.stack(spread))
-
-    def squared_norms(self, b: Tensor) -> Tensor:
-        return super().squared_norms(self.by_sites(b))
-
-    def _rows(self, b: Tensor, examples: slice, at: slice) -> Tensor:
-        spread = self.asked.pool.spread(b[examples], examples)
-        return spread.reshape(len(spread), self.groups, self.outputs, self.sites)[:, :, at]
-
-    def _forming_patches(self, examples: slice, *, whole: bool) -> Tensor:
-        return self.patches[examples]
-
-    @property
-    def _formed_at_once(self) -> int:
-        fitting = SPREAD_NUMBERS if self.call.input.device.type == "cpu" else FORMED_NUMBERS
-        return max(1, fitting // (self.groups * self.outputs * self.sites))

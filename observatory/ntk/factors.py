@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from observatory.looking.calls import LayerCall
 from observatory.looking.pooling import Pooled
+from observatory.ntk.grams import TILE_NUMBERS, Scratch
 
 CACHED_NUMBERS = 2**18  # of patches or gradients that stay in a CPU's cache
 REREAD_NUMBERS = 2**20  # of patches that are read again for each direction
@@ -79,6 +80,11 @@ class SiteFactors(Factors):
     outputs: int  # o, per group and site
     one_hot = False  # whether U is one-hot, and never formed
 
+    @property
+    def tile(self) -> int:
+        """Numbers of gradients that are formed at a time, of some outputs."""
+        return TILE_NUMBERS
+
     @abstractmethod
     def _patches(self, at: slice) -> Tensor:
         """U of some examples from the call's input, (n, groups, sites, inputs)."""
@@ -119,18 +125,20 @@ class SiteFactors(Factors):
         product = self.unbiased @ self.unbiased.mT
         return product.add_(1) if self.biased else product
 
-    def gradients(self, b: Sequence[Tensor], at: slice = slice(None), out: Tensor | None = None) -> Tensor:
+    def gradients(
+        self, b: Sequence[Tensor], at: slice = slice(None), scratch: Scratch | None = None
+    ) -> Tensor:
         """G of some outputs of each group, (D, N, groups·outputs·columns).
 
         Args:
             b: B of some directions after the other, (D', N, g, s, o) each.
             at: which outputs.
-            out: where to write them.
+            scratch: where they may be written; default fresh memory.
         """
         each = [one for part in b for one in part]
         outputs = len(range(self.outputs)[at])
         shape = (len(each), self.n, self.groups, outputs, self.columns)
-        out = each[0].new_empty(shape) if out is None else out.view(shape)
+        out = (scratch or Scratch()).of(shape, like=each[0])
         whole = outputs == self.outputs and len(each) > 1
         step = self._formed_at_once if len(each) > 1 else self.n
         for k in range(0, self.n, step):  # patches stay near from one direction to the next
@@ -197,7 +205,7 @@ class SiteFactors(Factors):
 
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
         joint = self.gradients([b]).unflatten(2, (-1, self.columns))  # (D, N, groups·outputs, columns)
-        found = {"bias": joint[..., -1]} if self.biased else {}
+        found = {"bias": joint[..., self.weighted * self.inputs]} if self.biased else {}
         if self.weighted:
             found["weight"] = self._as_weight(joint[..., : self.inputs])
         return found
@@ -274,10 +282,12 @@ class EmbeddingFactors(SiteFactors):
         b = self.by_example(gradient).reshape(len(gradient), self.n, 1, self.sites, self.outputs)
         return b if self.counted is None else b * self.counted[:, None, :, None]
 
-    def gradients(self, b: Sequence[Tensor], at: slice = slice(None), out: Tensor | None = None) -> Tensor:
+    def gradients(
+        self, b: Sequence[Tensor], at: slice = slice(None), scratch: Scratch | None = None
+    ) -> Tensor:
         rows = torch.cat(list(b))[:, :, 0, :, at]  # (D, N, s, o)
         shape = (*rows.shape[:2], self.inputs, rows.shape[-1])
-        found = rows.new_zeros(shape) if out is None else out.view(shape).zero_()
+        found = (scratch or Scratch()).of(shape, like=rows).zero_()
         found.scatter_add_(2, self.tokens[None, :, :, None].expand(rows.shape), rows)
         return found.flatten(2)
 

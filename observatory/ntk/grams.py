@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 
 from torch import Tensor
@@ -25,7 +25,31 @@ def add_gram(out: Tensor, rows: Tensor, columns: Tensor | None = None, *, block:
         return
     block = block or len(rows)
     for k in range(0, len(rows), block):
-        out[k : k + block, k:].addmm_(rows[k : k + block], rows[k:].T)
+        out[: k + block, k : k + block].addmm_(rows[: k + block], rows[k : k + block].T)  # narrow is faster
+
+
+def add_grams(out: Tensor, pairs: Iterable[tuple[Tensor, Tensor | None]], *, block: int) -> None:
+    """out[(d, i), (e, j)] += Σ left_di · right_ej over pairs of rows, in the order of their memory.
+
+    Args:
+        out: (D·n, E·m), changed in place; above the diagonal if there is nothing on the right.
+        pairs: left (D, n, P) and right (E, m, P), None if it is the left; each may be a view of (n, D, P).
+        block: rows of a block of whole directions.
+    """
+    turned: Tensor | None = None  # with rows (i, d) and columns (j, e)
+    for left, right in pairs:
+        if left.is_contiguous():
+            add_gram(out, left.flatten(0, 1), None if right is None else right.flatten(0, 1), block=block)
+            continue
+        (d, n), (e, m) = left.shape[:2], (left if right is None else right).shape[:2]
+        turned = out.new_zeros(n, d, m, e) if turned is None else turned
+        rows = left.transpose(0, 1).flatten(0, 1)
+        columns = None if right is None else right.transpose(0, 1).flatten(0, 1)
+        add_gram(turned.view(out.shape), rows, columns, block=block_rows(n, d))
+    if turned is not None:
+        if right is None:
+            mirror(turned.view(out.shape), block_rows(n, d))
+        out.view(d, n, e, m).add_(turned.permute(1, 0, 3, 2))
 
 
 def block_rows(d: int, n: int) -> int:

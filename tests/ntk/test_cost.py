@@ -20,14 +20,23 @@ def _added(_: Any, one: torch.Size, other: torch.Size, **__: Any) -> int:
     return 2 * one.numel() * other[-1]
 
 
-IN_PLACE = {torch.ops.aten.addmm_: _added, torch.ops.aten.baddbmm_: _added}
+def _summed(table: torch.Size, indices: torch.Size, *_: Any, **__: Any) -> int:
+    """Of sums of chosen rows with weights, which it does not know either."""
+    return 2 * indices.numel() * table[-1]
+
+
+LEFT_OUT = {
+    torch.ops.aten.addmm_: _added,
+    torch.ops.aten.baddbmm_: _added,
+    torch.ops.aten._embedding_bag_forward_only: _summed,
+}
 
 
 def multiplications(net: nn.Module, x: Tensor, kind: str) -> float:
     """Of one kernel, once the twin is made."""
     function = ModelFunction.of(net)
     empirical_ntk(function, x, kind=kind)
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+    with FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as counter:
         empirical_ntk(function, x, kind=kind)
     return counter.get_total_flops() / 2
 
@@ -76,7 +85,10 @@ def test_full_kernel_of_an_mlp_takes_a_hundredth_of_the_jacobians_multiplication
 
 
 def test_full_kernel_of_a_cnn_takes_hardly_more_than_what_cannot_be_avoided():
-    """C backward passes, gradients in every direction, half of their Gram matrix (blocks are more)."""
+    """C backward passes, gradients in every direction, half of their Gram matrix (blocks are more).
+
+    Of each four sites of a pooled convolution one has a gradient.
+    """
     n, c = 32, 10
     layers = {
         "first": (1024, 27, 32),
@@ -85,7 +97,7 @@ def test_full_kernel_of_a_cnn_takes_hardly_more_than_what_cannot_be_avoided():
     }  # sites, inputs, outputs
     forward = n * sum(s * i * o for s, i, o in layers.values())
     backward = n * c * sum(s * i * o for name, (s, i, o) in layers.items() if name != "first")
-    forming = n * c * sum(s * i * o for s, i, o in layers.values())
+    forming = n * c * sum(s // 4 * i * o for s, i, o in layers.values())
     gram = (n * c) ** 2 // 2 * sum(i * o for _, i, o in layers.values())
     unavoidable = forward + backward + forming + gram
     assert unavoidable < multiplications(cnn(), examples("cnn", n), "full") < 1.2 * unavoidable
@@ -107,5 +119,5 @@ def test_kernel_of_a_cnn_holds_no_more_than_a_few_times_its_largest_activation()
     with Largest() as seen:
         empirical_ntk(function, x, kind="trace")
     p = sum(parameter.numel() for parameter in net.parameters())
-    assert seen.numbers <= n * 256 * 289  # patches of the second convolution
+    assert seen.numbers <= n * 256 * 304  # patches of the second convolution, in whole cache lines
     assert seen.numbers < n * c * p / 7

@@ -1,0 +1,117 @@
+"""Convolutions whose outputs are only pooled: gradients from as many sites as there are windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from observatory.looking.calls import LayerCall
+from observatory.looking.pooling import Pooled
+from observatory.ntk.convolutions import ConvolutionFactors
+from observatory.ntk.factors import FORMED_NUMBERS, Layout
+from observatory.ntk.grams import Scratch
+
+SPREAD_NUMBERS = 2**16  # of B that stay in a CPU's cache from where they are spread to where they are used
+SUMMED_NUMBERS = 2**21  # of gradients that are summed at a time, in fresh memory
+LINE = 16  # numbers of a cache line; rows that begin with one are read faster
+SITES_OF_WINDOW = 4  # at which a sum over windows, patch by patch, is as fast as a matrix product over sites
+
+
+def sums_chosen_patches(call: LayerCall) -> bool:
+    """Whether gradients are summed from the patches of largest values, as FBGEMM sums an embedding bag."""
+    assert call.pooled is not None
+    x, windows, sites = call.input, call.pooled.shape[2:].numel(), call.shape[2:].numel()
+    fast = x.device.type == "cpu" and x.dtype == call.dtype == torch.float32
+    fast = fast and "fbgemm" in torch.backends.quantized.supported_engines
+    return fast and "weight" in call.parameters and SITES_OF_WINDOW * windows <= sites
+
+
+class PooledConvolutionFactors(ConvolutionFactors):
+    """A convolution whose output is only pooled: B is kept by window, (D, N, channels, *windows).
+
+    It vanishes at all sites but that of the largest value of each window. A gradient is the sum of the
+    patches chosen so; where there is no fast sum of chosen rows, B is spread over all sites.
+    """
+
+    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+        super().__init__(call, own, n, layout)
+        assert call.pooled is not None  # or this would not be its rule
+        self._pooled, self.summing = call.pooled, sums_chosen_patches(call)
+        self.windows = call.pooled.shape[2:].numel()
+
+    @property
+    def asked(self) -> Pooled:
+        return self._pooled
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return gradient
+
+    @property
+    def columns(self) -> int:
+        """Of U, the last ones zero where rows are whole cache lines."""
+        columns = super().columns
+        return -(-columns // LINE) * LINE if self.summing else columns
+
+    @property
+    def tile(self) -> int:
+        return SUMMED_NUMBERS if self.summing else super().tile
+
+    @cached_property
+    def _chosen(self) -> Tensor:
+        """Which row of all patches is that of each window's largest, (N, groups, outputs, windows)."""
+        places = self._pooled.pool.places.flatten(2).int().view(self.n, self.groups, self.outputs, -1)
+        images = torch.arange(self.n * self.groups, dtype=places.dtype).view(self.n, self.groups, 1, 1)
+        return places.add_(self.sites * images)
+
+    def gradients(
+        self, b: Sequence[Tensor], at: slice = slice(None), scratch: Scratch | None = None
+    ) -> Tensor:
+        if not self.summing:
+            return super().gradients(b, at, scratch)
+        chosen = self._chosen[:, :, at]
+        each = [one.reshape(self._chosen.shape)[:, :, at] for part in b for one in part]
+        if self.windows > self.columns:  # B is not copied to one place where it is larger than what is summed
+            return torch.stack([self._sums(chosen, one) for one in each])
+        together = torch.stack(each, 1)  # an example's patches are in the cache for all of its directions
+        return self._sums(chosen[:, None].expand(together.shape), together).transpose(0, 1)
+
+    def _sums(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Σ over windows of patches and weights, (n, ..., g, o, windows) each, as (n, ..., g·o·columns)."""
+        sums = functional.embedding_bag(
+            rows.flatten(0, -2),
+            self.patches.view(-1, self.columns),
+            per_sample_weights=weights.flatten(0, -2),
+            mode="sum",
+        )
+        return sums.view(*weights.shape[:-3], -1)
+
+    def by_sites(self, b: Tensor) -> Tensor:
+        spread = [self._pooled.pool.spread(one) for one in b]
+        return super().backward(spread[0][None] if len(spread) == 1 else torch.stack(spread))
+
+    def squared_norms(self, b: Tensor) -> Tensor:
+        if not self.summing:
+            return super().squared_norms(self.by_sites(b))
+        weights, norms = b.reshape(len(b), *self._chosen.shape), b.new_empty(len(b), self.n)
+        step = self._examples_at_once
+        for k in range(0, self.n, step):
+            some = slice(k, k + step)
+            for one, target in zip(weights, norms, strict=True):
+                torch.linalg.vector_norm(self._sums(self._chosen[some], one[some]), dim=1, out=target[some])
+        return norms.square_()
+
+    def _rows(self, b: Tensor, examples: slice, at: slice) -> Tensor:
+        spread = self._pooled.pool.spread(b[examples], examples)
+        return spread.reshape(len(spread), self.groups, self.outputs, self.sites)[:, :, at]
+
+    def _forming_patches(self, examples: slice, *, whole: bool) -> Tensor:
+        return self.patches[examples]
+
+    @property
+    def _formed_at_once(self) -> int:
+        fitting = SPREAD_NUMBERS if self.call.input.device.type == "cpu" else FORMED_NUMBERS
+        return max(1, fitting // (self.groups * self.outputs * self.sites))
