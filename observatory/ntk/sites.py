@@ -79,9 +79,9 @@ def _add_crossed_vectors(
     step = block_rows(d, n) // n if same else d
     for g, overlaps in enumerate(factor.overlaps(other, slice(0, n), slice(0, m))):
         for k in range(0, d, step):
-            first = k if same else 0
-            product = one[g, k : k + step].flatten(0, 1) @ two[g, first:].flatten(0, 1).T
-            target = out.view(d, n, e, m)[k : k + step, :, first:]
+            left, right = (slice(k + step), slice(k, k + step)) if same else (slice(None), slice(None))
+            product = one[g, left].flatten(0, 1) @ two[g, right].flatten(0, 1).T
+            target = out.view(d, n, e, m)[left, :, right]
             target.addcmul_(product.view(target.shape), overlaps[:, None, :])
 
 
