@@ -47,7 +47,7 @@ class LayerCall:
     shape: torch.Size  # of the output
     dtype: torch.dtype  # of the output
     edge: GradientEdge  # of the output, as it came out of the call
-    pooled: Pooled | None = None  # what became of the output, if nothing else did
+    pooled: Pooled | None = None  # what the output was pooled to, if that is all that was done with it
 
     @property
     def input(self) -> Tensor:
@@ -128,7 +128,7 @@ class _Recorder:
     def record(self, output: Tensor) -> RecordedForward:
         edges = _edges(output)
         pooled = {
-            node: replace(pooled, enough=node.next_functions[0][0] is None)
+            node: replace(pooled, ends=node.next_functions[0][0] is None)
             for node, pooled in self.poolings.found
             if pooled.edge.node in edges and edges[node] == 1
         }

@@ -2,11 +2,12 @@
 
 Of max(relu(x)) over a window only the largest x matters: relu(max x) has the same value and the same
 derivative, and rectifies only as many numbers as there are windows. The gradient with respect to x vanishes
-but at one place of each window, so where nothing else needs it in full it is kept by window.
+but at one place of each window, so it can be kept by window.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,7 @@ class MaxPool:
         geometry: kernel size, stride, padding, dilation, ceil_mode, as of `functional.max_pool2d`.
 
     Attributes:
-        largest: of each window, (n, channels, *windows), without its graph.
-        places: where that is in height · width, row after row.
+        places: of the largest in each window in height · width, row after row, (n, channels, *windows).
     """
 
     def __init__(self, x: Tensor, geometry: tuple[Any, ...]) -> None:
@@ -37,7 +37,19 @@ class MaxPool:
         slow = x.device.type == "cpu" and x.shape[1] >= NARROW and x.is_contiguous()
         images = self._like.contiguous(memory_format=torch.channels_last) if slow else self._like
         found = torch.ops.aten.max_pool2d_with_indices(images, *geometry)
-        self.largest, self.places = [each.contiguous() for each in found] if slow else found
+        self._largest, self.places = [each.contiguous() for each in found] if slow else found
+
+    def take_largest(self) -> Tensor:
+        """Of each window, (n, channels, *windows), without a graph; once, since they may be overwritten."""
+        largest = self._largest
+        del self._largest
+        return largest
+
+    @property
+    def strides(self) -> int:
+        """Product of the steps from window to window: places of the image for each window, about."""
+        kernel_size, stride = self._geometry[:2]
+        return math.prod(_pair(stride or kernel_size))
 
     def spread(self, gradient: Tensor, examples: slice = slice(None)) -> Tensor:
         """The gradient with respect to x from that with respect to the windows.
@@ -61,7 +73,7 @@ class _Pooling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, pool: MaxPool) -> Tensor:
         ctx.pool = pool
-        return pool.largest.detach()  # another tensor than the pool keeps, which would keep the graph alive
+        return pool.take_largest()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -75,7 +87,7 @@ class Pooled:
     pool: MaxPool
     edge: GradientEdge  # of these values, before they are rectified
     shape: torch.Size  # of these values
-    enough: bool = False  # whether nothing but parameters needs the tensor's gradient
+    ends: bool = False  # whether the backward pass ends here, so that nothing needs the gradient in full
 
 
 class Poolings:
@@ -113,14 +125,15 @@ class Poolings:
         ) -> Any:
             if return_indices or threading.get_ident() != self._thread or not _is_plain(input):
                 return original(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-            before = self._before(input)
+            before = self._before(input) if _never_empty(padding, dilation) else None
             x = input if before is None else before
             geometry = (kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
             pool = MaxPool(x, geometry)
             largest: Tensor = _Pooling.apply(x, pool)
             if x.grad_fn is not None:
                 self.found.append((x.grad_fn, Pooled(pool, get_gradient_edge(largest), largest.shape)))
-            return largest if before is None else largest.relu_()
+            # not relu, which is in need of its result: that is the caller's, who may overwrite it
+            return largest if before is None else torch.threshold(largest, 0, 0)
 
         return max_pool2d
 
@@ -135,6 +148,15 @@ class Poolings:
         output, version, x, x_version = self._latest
         same = output is pooled and output._version == version and x._version == x_version
         return x if same and _is_plain(x) else None
+
+
+def _never_empty(padding: Any, dilation: Any) -> bool:
+    """Whether every window has a place in the image: max relu of no numbers is -inf, relu max of them 0."""
+    return max(_pair(padding)) == 0 or max(_pair(dilation)) == 1
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value) * (2 // len(value))
 
 
 def _is_plain(x: Tensor) -> bool:

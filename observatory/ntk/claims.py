@@ -65,24 +65,24 @@ def claims_of(function: ModelFunction, record: RecordedForward) -> Claims:
 def factors_of(claim: Claim, record: RecordedForward, d: int) -> list[Factors]:
     """The factors of a claim's calls, for the examples of this forward pass and d output directions."""
     own = [claim.own] if len(claim.calls) == 1 else [(one,) for one in claim.own]
-    made = []
+    made: list[Factors] = []
     for k, names, layout in zip(claim.calls, own, claim.layouts, strict=True):
         call, n = record.calls[k], len(record.output)
-        rule = PooledConvolutionFactors if _keeps_windows(claim, call, n, d) else rule_of(call)
+        if _is_only_pooled(claim, call, n):
+            summing = d > 1 and sums_chosen_patches(call)  # patches are copied first, once for all directions
+            if summing or (call.pooled is not None and call.pooled.ends):
+                made.append(PooledConvolutionFactors(call, names, n, layout, summing=summing))
+                continue
+        rule = rule_of(call)
         assert rule is not None  # or it would not be claimed
         made.append(rule(call, names, n, layout))
     return made
 
 
-def _keeps_windows(claim: Claim, call: LayerCall, n: int, d: int) -> bool:
-    """Whether B is kept by window: of a convolution that is only pooled, one image for each example.
-
-    Where the backward pass makes its gradient in full anyway, windows must be worth the copies of patches.
-    """
+def _is_only_pooled(claim: Claim, call: LayerCall, n: int) -> bool:
+    """Whether it is a convolution that is only pooled, called once, with one image for each example."""
     alone = len(claim.calls) == 1 and len(claim.own) == len(call.parameters)
-    if not alone or call.pooled is None or call.layer != "conv2d" or call.shape[0] != n:
-        return False
-    return call.pooled.enough or (d > 1 and sums_chosen_patches(call))
+    return alone and call.pooled is not None and call.layer == "conv2d" and call.shape[0] == n
 
 
 def _assign(function: ModelFunction, record: RecordedForward, layouts: list[Layout | None]) -> Claims:

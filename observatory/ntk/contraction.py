@@ -105,7 +105,7 @@ class Side:
 def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
     """outs[k][i, j] += Σ_d ⟨∂(v_id·f_i), ∂(v_jd·f_j)⟩ for each claim k; several may share a tensor (n, m)."""
     same, n = right is left, max(left.n, right.n)
-    pairs = list(zip(left.factors, right.factors, strict=True))
+    pairs = _pairs(left, right)
     ways = [paired_way(uses, others, left.d, same=same) for uses, others in pairs]
     mine: list[list[Tensor]] = [[] for _ in ways]
     theirs: list[list[Tensor]] = mine if same else [[] for _ in ways]
@@ -134,6 +134,15 @@ def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
             contract(k)
 
 
+def _pairs(left: Side, right: Side) -> list[tuple[list[Factors], list[Factors]]]:
+    """Factors of each claim on both sides, which form equal columns also where images are of unequal size."""
+    pairs = list(zip(left.factors, right.factors, strict=True))
+    for one, other in ((site_factor(uses), site_factor(others)) for uses, others in pairs):
+        if one is not None and other is not None and one.summing != other.summing:
+            one.summing = other.summing = False
+    return pairs
+
+
 def _enough(way: Way, pieces: list[Tensor]) -> bool:
     """Whether to contract what was kept so far."""
     if way == "by sites":
@@ -147,7 +156,7 @@ def add_crossed(left: Side, right: Side, outs: list[Tensor]) -> None:
     If the sides are the same, only the blocks above the diagonal (`block_rows`) are right.
     """
     same, n, block = right is left, max(left.n, right.n), block_rows(left.d, left.n)
-    pairs = list(zip(left.factors, right.factors, strict=True))
+    pairs = _pairs(left, right)
     ways = [crossed_way(uses, others, left.d, right.d, same=same) for uses, others in pairs]
     mine = _gathered(left, ways, n)
     theirs = mine if same else _gathered(right, ways, n)
@@ -169,7 +178,8 @@ def _gathered(side: Side, ways: list[Way], n: int) -> list[list[Tensor]]:
     waiting: list[list[Tensor]] = [[] for _ in ways]
 
     def form(k: int) -> None:
-        kept[k].append(torch.cat([rows.clone() for rows in side.rows(k, waiting[k], n)], 2))
+        parts = [rows.clone() for rows in side.rows(k, waiting[k], n)]
+        kept[k].append(parts[0] if len(parts) == 1 else torch.cat(parts, 2))
         waiting[k].clear()
 
     for b in side.backward(side.at_once):

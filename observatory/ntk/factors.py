@@ -79,6 +79,7 @@ class SiteFactors(Factors):
     inputs: int  # per group and site
     outputs: int  # o, per group and site
     one_hot = False  # whether U is one-hot, and never formed
+    summing = False  # whether gradients are summed from some rows of U, which are chosen
 
     @property
     def tile(self) -> int:
@@ -133,7 +134,10 @@ class SiteFactors(Factors):
         Args:
             b: B of some directions after the other, (D', N, g, s, o) each.
             at: which outputs.
-            scratch: where they may be written; default fresh memory.
+            scratch: memory that may be taken for them until it is used again; default fresh memory.
+
+        Returns:
+            Contiguous, or the transpose of what is, (N, D, groups·outputs·columns).
         """
         each = [one for part in b for one in part]
         outputs = len(range(self.outputs)[at])
@@ -205,7 +209,7 @@ class SiteFactors(Factors):
 
     def parameter_gradients(self, b: Tensor) -> dict[str, Tensor]:
         joint = self.gradients([b]).unflatten(2, (-1, self.columns))  # (D, N, groups·outputs, columns)
-        found = {"bias": joint[..., self.weighted * self.inputs]} if self.biased else {}
+        found = {"bias": joint[..., -1]} if self.biased else {}
         if self.weighted:
             found["weight"] = self._as_weight(joint[..., : self.inputs])
         return found

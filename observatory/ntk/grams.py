@@ -29,27 +29,30 @@ def add_gram(out: Tensor, rows: Tensor, columns: Tensor | None = None, *, block:
 
 
 def add_grams(out: Tensor, pairs: Iterable[tuple[Tensor, Tensor | None]], *, block: int) -> None:
-    """out[(d, i), (e, j)] += Σ left_di · right_ej over pairs of rows, in the order of their memory.
+    """out[(d, i), (e, j)] += Σ left_di · right_ej over pairs of rows, without copies of these.
 
     Args:
-        out: (D·n, E·m), changed in place; above the diagonal if there is nothing on the right.
-        pairs: left (D, n, P) and right (E, m, P), None if it is the left; each may be a view of (n, D, P).
+        out: (D·n, E·m), changed in place; without anything on the right its blocks above the diagonal.
+        pairs: left (D, n, P) and right (E, m, P), or None for the left once more; each is contiguous or the
+            transpose of what is, (n, D, P).
         block: rows of a block of whole directions.
     """
-    turned: Tensor | None = None  # with rows (i, d) and columns (j, e)
+    turned: Tensor | None = None  # sum of those with rows (i, d) and columns (j, e)
+    symmetric = False
     for left, right in pairs:
-        if left.is_contiguous():
+        other = left if right is None else right
+        if left.is_contiguous() and other.is_contiguous():
             add_gram(out, left.flatten(0, 1), None if right is None else right.flatten(0, 1), block=block)
             continue
-        (d, n), (e, m) = left.shape[:2], (left if right is None else right).shape[:2]
-        turned = out.new_zeros(n, d, m, e) if turned is None else turned
-        rows = left.transpose(0, 1).flatten(0, 1)
-        columns = None if right is None else right.transpose(0, 1).flatten(0, 1)
-        add_gram(turned.view(out.shape), rows, columns, block=block_rows(n, d))
+        rows, columns = (t.transpose(0, 1).flatten(0, 1) for t in (left, other))
+        shape = (*left.shape[1::-1], *other.shape[1::-1])
+        turned, symmetric = out.new_zeros(shape) if turned is None else turned, right is None
+        add_gram(turned.view(out.shape), rows, None if symmetric else columns, block=block_rows(*shape[:2]))
     if turned is not None:
-        if right is None:
-            mirror(turned.view(out.shape), block_rows(n, d))
-        out.view(d, n, e, m).add_(turned.permute(1, 0, 3, 2))
+        if symmetric:
+            mirror(turned.view(out.shape), block_rows(*turned.shape[:2]))
+        turned = turned.permute(1, 0, 3, 2)
+        out.view(turned.shape).add_(turned)
 
 
 def block_rows(d: int, n: int) -> int:

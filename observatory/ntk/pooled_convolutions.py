@@ -12,35 +12,47 @@ from torch.nn import functional
 from observatory.looking.calls import LayerCall
 from observatory.looking.pooling import Pooled
 from observatory.ntk.convolutions import ConvolutionFactors
-from observatory.ntk.factors import FORMED_NUMBERS, Layout
+from observatory.ntk.factors import CACHED_NUMBERS, FORMED_NUMBERS, Layout
 from observatory.ntk.grams import Scratch
 
 SPREAD_NUMBERS = 2**16  # of B that stay in a CPU's cache from where they are spread to where they are used
 SUMMED_NUMBERS = 2**21  # of gradients that are summed at a time, in fresh memory
 LINE = 16  # numbers of a cache line; rows that begin with one are read faster
 SITES_OF_WINDOW = 4  # at which a sum over windows, patch by patch, is as fast as a matrix product over sites
+OUTPUTS = 16  # of each group; for fewer it is not worth while to copy patches
 
 
 def sums_chosen_patches(call: LayerCall) -> bool:
-    """Whether gradients are summed from the patches of largest values, as FBGEMM sums an embedding bag."""
-    assert call.pooled is not None
-    x, windows, sites = call.input, call.pooled.shape[2:].numel(), call.shape[2:].numel()
-    fast = x.device.type == "cpu" and x.dtype == call.dtype == torch.float32
-    fast = fast and "fbgemm" in torch.backends.quantized.supported_engines
-    return fast and "weight" in call.parameters and SITES_OF_WINDOW * windows <= sites
+    """Whether gradients are best summed from the patches of largest values, as FBGEMM sums an embedding bag.
+
+    Those of one example stay in the cache, which also keeps the sums short: added in single precision one
+    after the other, W windows come with an error of up to W/2 roundings.
+    """
+    assert call.pooled is not None and call.weight_shape is not None
+    outputs = call.weight_shape[0] // int(call.arguments.get("groups", 1))
+    patches = call.shape[2:].numel() * call.weight_shape[1:].numel()
+    fast = call.input.device.type == "cpu" and call.input.dtype == torch.float32 and _has_fast_sum()
+    few = call.pooled.pool.strides >= SITES_OF_WINDOW
+    return fast and few and "weight" in call.parameters and outputs >= OUTPUTS and patches <= CACHED_NUMBERS
+
+
+def _has_fast_sum() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 class PooledConvolutionFactors(ConvolutionFactors):
     """A convolution whose output is only pooled: B is kept by window, (D, N, channels, *windows).
 
     It vanishes at all sites but that of the largest value of each window. A gradient is the sum of the
-    patches chosen so; where there is no fast sum of chosen rows, B is spread over all sites.
+    patches chosen so; if not `summing`, B is spread over all sites.
     """
 
-    def __init__(self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer") -> None:
+    def __init__(
+        self, call: LayerCall, own: tuple[str, ...], n: int, layout: Layout = "outer", *, summing: bool
+    ) -> None:
         super().__init__(call, own, n, layout)
         assert call.pooled is not None  # or this would not be its rule
-        self._pooled, self.summing = call.pooled, sums_chosen_patches(call)
+        self._pooled, self.summing = call.pooled, summing
         self.windows = call.pooled.shape[2:].numel()
 
     @property
@@ -52,20 +64,30 @@ class PooledConvolutionFactors(ConvolutionFactors):
 
     @property
     def columns(self) -> int:
-        """Of U, the last ones zero where rows are whole cache lines."""
+        """Of U; in sums followed by zeros up to whole cache lines, if these are no more than a quarter."""
         columns = super().columns
-        return -(-columns // LINE) * LINE if self.summing else columns
+        padded = -(-columns // LINE) * LINE
+        return padded if self.summing and 4 * padded <= 5 * columns else columns
 
     @property
     def tile(self) -> int:
         return SUMMED_NUMBERS if self.summing else super().tile
 
+    @property
+    def forming(self) -> int:
+        if not self.summing:
+            return super().forming
+        return SITES_OF_WINDOW * self.groups * self.windows * self.outputs * self.columns
+
     @cached_property
     def _chosen(self) -> Tensor:
         """Which row of all patches is that of each window's largest, (N, groups, outputs, windows)."""
-        places = self._pooled.pool.places.flatten(2).int().view(self.n, self.groups, self.outputs, -1)
-        images = torch.arange(self.n * self.groups, dtype=places.dtype).view(self.n, self.groups, 1, 1)
-        return places.add_(self.sites * images)
+        places = (
+            self._pooled.pool.places.flatten(2).int().clamp_(max=self.sites - 1)
+        )  # of an empty window none
+        first = torch.arange(0, self.n * self.groups * self.sites, self.sites).to(places)
+        rows = places.view(self.n, self.groups, self.outputs, -1)
+        return rows.add_(first.view(self.n, self.groups, 1, 1))
 
     def gradients(
         self, b: Sequence[Tensor], at: slice = slice(None), scratch: Scratch | None = None

@@ -25,7 +25,8 @@ def paired_way(uses: list[Factors], others: list[Factors], d: int, *, same: bool
     by_sites = half * n * m * s * s * (times * (factor.overlapping + factor.groups * PER_PASS) + d * width)
     sides = n if same else n + m
     formed = d * sides * (factor.forming + PER_PASS * factor.numbers) + d * n * m * factor.numbers
-    return "by sites" if s == 1 or by_sites <= formed else "forming at once"
+    pairs = _pair_sites(factor, other)
+    return "by sites" if pairs and (s == 1 or by_sites <= formed) else "forming at once"
 
 
 def crossed_way(uses: list[Factors], others: list[Factors], d: int, e: int, *, same: bool) -> Way:
@@ -42,9 +43,14 @@ def crossed_way(uses: list[Factors], others: list[Factors], d: int, e: int, *, s
     by_sites = half * (n * m * s * s * factor.overlapping + moved * (s + d + PER_PASS))
     sides = n * d if same else n * d + m * e
     formed = sides * (factor.forming + PER_PASS * factor.numbers) + half * n * d * m * e * factor.numbers
-    if s == 1 or by_sites <= formed:
+    if _pair_sites(factor, other) and (s == 1 or by_sites <= formed):
         return "by sites"
     return "forming at once" if factor.numbers <= s * g * o else "forming later"
+
+
+def _pair_sites(factor: SiteFactors, other: Factors) -> bool:
+    """Whether both sides have as many sites: images or sequences may be of unequal size."""
+    return isinstance(other, SiteFactors) and factor.sites == other.sites
 
 
 def norms_way(uses: list[Factors], d: int) -> Way:

@@ -107,7 +107,7 @@ def test_convolution_whose_input_depends_on_parameters_needs_its_gradient_in_ful
     pool = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
     first = Network(5, pool)
     record = recorded(nn.Sequential(first, Network(5, pool)), images(5, rounded=False))
-    assert [call.pooled.enough for call in record.calls] == [True, False]
+    assert [call.pooled.ends for call in record.calls] == [True, False]
 
 
 def overwritten_before(x: Tensor) -> Tensor:
@@ -128,8 +128,38 @@ def overwritten_after(x: Tensor) -> Tensor:
     return functional.relu(functional.max_pool2d(x, 2), inplace=True) + y
 
 
-@pytest.mark.parametrize("after", [overwritten_before, overwritten_between, overwritten_after])
-def test_what_is_overwritten(after):
+def empty_windows(x: Tensor) -> Tensor:
+    """Windows have a place left of all rows and one right of them: -inf, rectified before or not."""
+    row = functional.relu(x[:, :, :1])
+    return functional.max_pool2d(row, 2, 5, 1, 2).clamp_min(-1.0)
+
+
+def pooled_is_changed(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What PyTorch pools may be overwritten, since its derivative does not depend on it."""
+    return lambda x: change(functional.max_pool2d(functional.relu(x), 2))
+
+
+CHANGES = {
+    "scaled": lambda z: z.mul_(0.5),
+    "shifted": lambda z: z.add_(1.0),
+    "clamped": lambda z: z.clamp_(0.1, 1.0),
+    "rectified": lambda z: functional.relu(z, inplace=True),
+    "saturated": lambda z: z.tanh_(),
+    "a channel set": lambda z: z.index_fill_(1, torch.tensor([0]), 2.0),
+}
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        overwritten_before,
+        overwritten_between,
+        overwritten_after,
+        empty_windows,
+        *(pytest.param(pooled_is_changed(change), id=name) for name, change in CHANGES.items()),
+    ],
+)
+def test_what_is_overwritten_or_has_empty_windows(after):
     x = images(5, rounded=False)
     record = recorded(Network(5, after), x)
     leaf = x.clone().requires_grad_()

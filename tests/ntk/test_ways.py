@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import make
+from cases import jacobian, make
+from torch import nn
 
 from observatory.ntk import contraction, empirical_ntk, factors, sites
 from observatory.ntk.factors import SiteFactors
@@ -63,6 +64,20 @@ def test_trace_kernel(name, way, tile, monkeypatch):
     torch.testing.assert_close(empirical_ntk(module, x, kind="trace"), expected, rtol=1e-10, atol=1e-12)
     found = empirical_ntk(module, x[:3], x[1:], kind="trace")
     torch.testing.assert_close(found, cross, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [(6, 9), (12, 4)])
+def test_sequences_of_unequal_length(lengths):
+    """Sites are not paired, though that would be cheap for four or six of them."""
+    torch.manual_seed(0)
+    layers = (nn.Conv1d(3, 40, 3), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(40, 3))
+    net = nn.Sequential(*layers).double()
+    x, y = (torch.randn(4, 3, length, dtype=torch.float64) for length in lengths)
+    expected = torch.einsum("icp,jdp->icjd", jacobian(net, x), jacobian(net, y))
+    found = empirical_ntk(net, x, y)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    trace = empirical_ntk(net, x, y, kind="trace")
+    torch.testing.assert_close(trace, torch.einsum("icjc->ij", expected), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["full", "trace"])
