@@ -116,9 +116,11 @@ def _few_dimensions(x: Tensor) -> bool:
 
 def _many_points(x: Tensor, k: int, dtype: torch.dtype, *, indices: bool) -> bool:
     """Whether a k-d tree takes less time than the distances of all pairs."""
-    (n, d), single = x.shape, dtype == torch.float32 and x.shape[1] > TREE_DIMENSIONS
-    enough = TREE_POINTS[indices] * k**0.75 * 1.65**d * (SINGLE if single else 1.0)
-    return x.device.type == "cpu" and d <= TREE_AT_MOST and n > enough
+    n, d = x.shape
+    if x.device.type != "cpu" or d > TREE_AT_MOST:
+        return False
+    single = dtype == torch.float32 and d > TREE_DIMENSIONS
+    return n > TREE_POINTS[indices] * k**0.75 * 1.65**d * (SINGLE if single else 1.0)
 
 
 def _by_tree(x: Tensor, k: int, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,16 @@ def by_definition(x: Tensor, k: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("n", "d", "k"),
-    [(400, 2, 10), (3000, 7, 2), (1500, 8, 2), (2500, 8, 2), (400, 30, 64), (70, 30, 69), (200, 500, 5)],
+    [
+        (400, 2, 10),
+        (3000, 7, 2),
+        (1500, 8, 2),
+        (2500, 8, 2),
+        (400, 30, 64),
+        (70, 30, 69),
+        (200, 500, 5),
+        (50, 2000, 5),
+    ],
 )  # in seven dimensions by a tree, in eight by products, then distances by products and indices by a tree
 def test_distances_are_those_of_the_definition(n, d, k, device, generator):
     x = torch.randn(n, d, dtype=torch.float64, generator=generator).to(device)
