@@ -82,9 +82,8 @@ class PooledConvolutionFactors(ConvolutionFactors):
     @cached_property
     def _chosen(self) -> Tensor:
         """Which row of all patches is that of each window's largest, (N, groups, outputs, windows)."""
-        places = (
-            self._pooled.pool.places.flatten(2).int().clamp_(max=self.sites - 1)
-        )  # of an empty window none
+        places = self._pooled.pool.places.flatten(2).int()
+        places.clamp_(max=self.sites - 1)  # that of an empty window is outside
         first = torch.arange(0, self.n * self.groups * self.sites, self.sites).to(places)
         rows = places.view(self.n, self.groups, self.outputs, -1)
         return rows.add_(first.view(self.n, self.groups, 1, 1))
