@@ -102,7 +102,15 @@ def record_calls(function: ModelFunction, x: Any) -> RecordedForward:
     Gradients refer to what a layer returned even if it is overwritten afterwards (`ReLU(inplace=True)`): the
     edge of the graph is taken at the time of the call. Inputs that are overwritten later are copied, at the
     price of a second pass.
+
+    Raises:
+        RuntimeError: in inference mode, where there are no derivatives.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "there are no derivatives within torch.inference_mode(): call this outside of it, or within "
+            "torch.no_grad() instead"
+        )
     recorder = _Recorder(function, copy=False)
     output = recorder.run(x)
     if any(tensor._version != version for tensor, version in recorder.versions):

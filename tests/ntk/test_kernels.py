@@ -264,3 +264,12 @@ def test_network_that_has_diverged_is_refused_and_the_place_is_named():
         module[3].weight[0, 0] = torch.inf
     with pytest.raises(ValueError, match=r"parameter '3\.weight' is not; has the network diverged\?"):
         empirical_ntk(module, x, kind="trace")
+
+
+def test_inference_mode_is_refused_and_no_grad_is_not():
+    module, x = make("mlp")
+    expected = empirical_ntk(module, x)
+    with torch.no_grad():
+        assert_close(empirical_ntk(module, x), expected, 0.0)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"outside of it, or within torch.no_grad"):
+        empirical_ntk(module, x)
