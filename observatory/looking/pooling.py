@@ -46,8 +46,8 @@ class MaxPool:
         return largest
 
     @property
-    def strides(self) -> int:
-        """Product of the steps from window to window: places of the image for each window, about."""
+    def step(self) -> int:
+        """From window to window, in places of the image: the product of the strides."""
         kernel_size, stride = self._geometry[:2]
         return math.prod(_pair(stride or kernel_size))
 

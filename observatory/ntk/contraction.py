@@ -105,7 +105,7 @@ class Side:
 def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
     """outs[k][i, j] += Σ_d ⟨∂(v_id·f_i), ∂(v_jd·f_j)⟩ for each claim k; several may share a tensor (n, m)."""
     same, n = right is left, max(left.n, right.n)
-    pairs = _pairs(left, right)
+    pairs = _matched(left, right)
     ways = [paired_way(uses, others, left.d, same=same) for uses, others in pairs]
     mine: list[list[Tensor]] = [[] for _ in ways]
     theirs: list[list[Tensor]] = mine if same else [[] for _ in ways]
@@ -134,8 +134,8 @@ def add_paired(left: Side, right: Side, outs: list[Tensor]) -> None:
             contract(k)
 
 
-def _pairs(left: Side, right: Side) -> list[tuple[list[Factors], list[Factors]]]:
-    """Factors of each claim on both sides, which form equal columns also where images are of unequal size."""
+def _matched(left: Side, right: Side) -> list[tuple[list[Factors], list[Factors]]]:
+    """Factors of each claim on both sides, made to form equal columns where images are of unequal size."""
     pairs = list(zip(left.factors, right.factors, strict=True))
     for one, other in ((site_factor(uses), site_factor(others)) for uses, others in pairs):
         if one is not None and other is not None and one.summing != other.summing:
@@ -156,7 +156,7 @@ def add_crossed(left: Side, right: Side, outs: list[Tensor]) -> None:
     If the sides are the same, only the blocks above the diagonal (`block_rows`) are right.
     """
     same, n, block = right is left, max(left.n, right.n), block_rows(left.d, left.n)
-    pairs = _pairs(left, right)
+    pairs = _matched(left, right)
     ways = [crossed_way(uses, others, left.d, right.d, same=same) for uses, others in pairs]
     mine = _gathered(left, ways, n)
     theirs = mine if same else _gathered(right, ways, n)

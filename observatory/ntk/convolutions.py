@@ -38,7 +38,9 @@ class ConvolutionFactors(SiteFactors):
         if not self.weighted or self.columns == self.inputs:
             return super()._biased(at)
         patches = self._windowed(at, self.columns)
-        patches[..., self.inputs :] = torch.eye(1, self.columns - self.inputs).to(patches) * self.biased
+        rest = patches.new_zeros(self.columns - self.inputs)
+        rest[0] = self.biased  # one for the bias, if there is one; then zeros
+        patches[..., self.inputs :] = rest
         return patches
 
     def _windowed(self, at: slice, columns: int) -> Tensor:

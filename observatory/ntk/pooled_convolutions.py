@@ -32,7 +32,7 @@ def sums_chosen_patches(call: LayerCall) -> bool:
     outputs = call.weight_shape[0] // int(call.arguments.get("groups", 1))
     patches = call.shape[2:].numel() * call.weight_shape[1:].numel()
     fast = call.input.device.type == "cpu" and call.input.dtype == torch.float32 and _has_fast_sum()
-    few = call.pooled.pool.strides >= SITES_OF_WINDOW
+    few = call.pooled.pool.step >= SITES_OF_WINDOW
     return fast and few and "weight" in call.parameters and outputs >= OUTPUTS and patches <= CACHED_NUMBERS
 
 
